@@ -1,0 +1,49 @@
+-- name: AppStatusRegister :one
+-- Writes the row of a process that starts, and answers how many of its type are online, it included.
+-- A second send of the same id changes nothing.
+WITH me AS (
+    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl)
+    VALUES (@id::uuid, (@app_type::text)::app_type, @name::text, (@versions::text)::jsonb, @task_names::text[],
+            make_interval(secs => @ttl_seconds::float8))
+    ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
+    RETURNING id
+)
+SELECT (count(*) + 1)::int FROM app_status a
+WHERE a.app_type = (@app_type::text)::app_type AND a.last_heartbeat + a.ttl >= now() AND a.id <> @id::uuid;
+
+-- name: AppStatusBeat :one
+-- Prolongs the lease. No row: the process was declared missing and must stop. If counting, it also
+-- answers how many of its type are online, which reads the whole table, else 0.
+UPDATE app_status me SET last_heartbeat = now() WHERE me.id = @id::uuid
+RETURNING (CASE WHEN @counting::bool THEN
+    (SELECT count(*) FROM app_status a WHERE a.app_type = me.app_type AND a.last_heartbeat + a.ttl >= now())
+    ELSE 0 END)::int AS online;
+
+-- name: AppStatusUnregister :execrows
+-- Removes the row of a process that ends. The foreign key frees whatever it still holds.
+DELETE FROM app_status WHERE id = @id::uuid;
+
+-- name: AppStatusSweep :many
+-- Deletes processes whose lease has ended; the foreign key frees their tasks. Any number may sweep at
+-- once: rows that another has locked are skipped.
+DELETE FROM app_status WHERE id = ANY (ARRAY(
+    SELECT a.id FROM app_status a WHERE a.last_heartbeat + a.ttl < now() LIMIT 100 FOR UPDATE SKIP LOCKED))
+RETURNING id, app_type, name, last_heartbeat;
+
+-- name: AppStatusList :many
+-- Processes, the latest registered first, with the task each one runs, the newest if several.
+-- Online: the lease has not ended.
+SELECT a.id, a.app_type::text AS app_type, a.name, a.versions, a.task_names, a.created_at, a.last_heartbeat,
+    extract(epoch FROM a.ttl)::float8 AS ttl_seconds,
+    (a.last_heartbeat + a.ttl >= now())::bool AS online,
+    (SELECT t.id FROM task t WHERE t.app_lock = a.id AND t.state = 'running' ORDER BY t.started_at DESC LIMIT 1)::uuid AS current_task,
+    (SELECT count(*) FROM task t WHERE t.app_lock = a.id)::int AS holding
+FROM app_status a
+WHERE (@app_type::text = '' OR a.app_type = (@app_type::text)::app_type)
+ORDER BY a.created_at DESC, a.id LIMIT @most::int OFFSET @skip::int;
+
+-- name: AppStatusCapabilities :many
+-- What the workers that are online can run, and how many can.
+SELECT a.versions, a.task_names, count(*)::int AS workers FROM app_status a
+WHERE a.app_type = 'worker' AND a.last_heartbeat + a.ttl >= now()
+GROUP BY a.versions, a.task_names ORDER BY workers DESC;

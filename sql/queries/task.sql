@@ -1,0 +1,97 @@
+-- name: TaskDispatch :many
+-- Inserts tasks and queues them: see the function, which takes the locks of their resources.
+SELECT r.task_id::uuid AS id, r.task_state::text AS state, r.task_created_at::timestamptz AS created_at
+FROM task_dispatch(
+    @domain::text, sqlc.narg(dispatcher)::uuid, @run_here::bool, sqlc.narg(parent)::uuid, (@busy::text)::json,
+    sqlc.narg(schedule)::uuid, sqlc.narg(schedule_due)::timestamptz, sqlc.narg(schedule_next)::timestamptz,
+    @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
+    @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
+    @immediates::bool[], @deferreds::bool[], @not_befores::timestamptz[],
+    @reserving::int[], @resources::text[], @exclusives::bool[]) AS r (task_id, task_state, task_created_at);
+
+-- name: TaskTurn :many
+-- A worker's one statement: finishes, claims, and tells what else there is; see the function. Locks the
+-- queues of what it finishes, skips what is locked when it claims.
+SELECT r.event::text AS event, r.task_id::uuid AS id, coalesce(r.task_kind, 0)::int AS kind,
+    coalesce(r.task_state::text, '')::text AS state, coalesce(r.task_attempt, 0)::int AS attempt,
+    coalesce(r.recorded, false)::bool AS recorded, coalesce(r.arguments, '')::text AS arguments,
+    coalesce(r.cid, '')::text AS cid, r.in_group::uuid AS in_group, r.parent::uuid AS parent,
+    coalesce(r.immediate, false)::bool AS immediate, r.reserved::text[] AS reserved,
+    r.created::timestamptz AS created_at, coalesce(r.due_in, 0)::float8 AS due_in
+FROM task_turn(
+    @worker::uuid, @known::int[], @runnable::int[], @wanted::int, @recovering::bool, @holding::uuid[],
+    @ids::uuid[], @attempts::int[], (@states::text[])::task_state[], @results::text[], @errors::text[])
+    AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
+        immediate, reserved, created, due_in);
+
+-- name: TaskEnqueueDue :one
+-- Queues tasks whose time has come; answers how many. Locks the queues that they enter.
+SELECT task_enqueue_due(@most::int)::int;
+
+-- name: TaskCancel :many
+-- Cancels what waits, asks the holders of what runs; locks the queues, then the tasks.
+SELECT r.task_id::uuid AS id, r.task_state::text AS state, r.changed::bool AS changed
+FROM task_cancel(@ids::uuid[]) AS r (task_id, task_state, changed);
+
+-- name: TaskAbandonedFinish :many
+-- Ends what missing processes left behind; locks as a finish does.
+SELECT r.task_id::uuid AS id, r.task_state::text AS state
+FROM task_abandoned_finish(@most::int, @error::text) AS r (task_id, task_state);
+
+-- name: TaskGet :one
+SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+WHERE t.id = @id::uuid;
+
+-- name: TaskStates :many
+-- For waiting: what state these tasks are in.
+SELECT t.id, t.state::text AS state, t.created_at FROM task t WHERE t.id = ANY (@ids::uuid[]);
+
+-- name: TaskChildren :many
+SELECT t.id FROM task t WHERE t.parent_task = @parent::uuid ORDER BY t.id LIMIT 1000;
+
+-- name: TaskList :many
+-- Newest first, by id: a UUIDv7 begins with its time.
+SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+WHERE (cardinality(@states::text[]) = 0 OR t.state = ANY ((@states::text[])::task_state[]))
+  AND (@name::text = '' OR k.name = @name::text)
+  AND (@cid::text = '' OR t.logging_cid = @cid::text)
+  AND (sqlc.narg(in_group)::uuid IS NULL OR t.task_group = sqlc.narg(in_group)::uuid)
+  AND (sqlc.narg(parent)::uuid IS NULL OR t.parent_task = sqlc.narg(parent)::uuid)
+  AND (@resource::text = '' OR t.reserved_resources_record && ARRAY[@resource::text, 'shared:' || @resource::text])
+ORDER BY t.id DESC LIMIT @most::int OFFSET @skip::int;
+
+-- name: TaskPurge :one
+-- Looks at the next tasks by age, up to most of them, and deletes those that are final, in these states
+-- and finished before the time. Answers where to go on: the last id it looked at, null at the end.
+WITH page AS (
+    SELECT t.id, t.state, t.finished_at FROM task t
+    WHERE t.id > @after::uuid ORDER BY t.id LIMIT @most::int
+), gone AS (
+    DELETE FROM task t WHERE t.id = ANY (ARRAY(
+        SELECT p.id FROM page p WHERE p.finished_at < @finished_before::timestamptz
+          AND p.state = ANY ((@states::text[])::task_state[])))
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last;
+
+-- name: TaskQueuePlaces :many
+-- For explaining: where a task stands in each queue, and who stands first there.
+SELECT r.resource, r.exclusive, r.granted,
+    (SELECT count(*) FROM task_reservation a WHERE a.resource = r.resource AND a.seq < r.seq)::int AS ahead,
+    h.task AS holder, h.exclusive AS holder_exclusive, hk.name AS holder_name, ht.state::text AS holder_state,
+    ht.started_at AS holder_started_at, ht.app_lock AS worker, coalesce(w.name, '')::text AS worker_name
+FROM task me
+JOIN task_reservation r ON r.seq = me.seq AND r.task = me.id
+    AND r.resource = ANY (SELECT CASE WHEN starts_with(x, 'shared:') THEN substr(x, 8) ELSE x END FROM unnest(me.reserved_resources_record) x)
+JOIN LATERAL (SELECT f.* FROM task_reservation f WHERE f.resource = r.resource ORDER BY f.seq LIMIT 1) h ON true
+JOIN task ht ON ht.id = h.task
+JOIN task_kind hk ON hk.id = ht.kind
+LEFT JOIN app_status w ON w.id = ht.app_lock
+WHERE me.id = @id::uuid
+ORDER BY r.granted, r.resource;
+
+-- name: TaskReadyAhead :one
+-- For explaining: how many runnable tasks are claimed before this one by a worker that runs all kinds.
+SELECT count(*)::int FROM task me JOIN task o ON o.state = 'waiting' AND o.blocked_on = 0
+    AND (o.rank, o.seq) < (me.rank, me.seq)
+WHERE me.id = @id::uuid;
