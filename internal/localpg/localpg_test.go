@@ -1,0 +1,521 @@
+package localpg
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+)
+
+// helperEnv makes the test binary a process that starts a server and a pooler,
+// tells about them in one line, and waits for the end of its standard input.
+const helperEnv = "PITH_LOCALPG_HELPER"
+
+// A helperReport is what the helper tells about itself.
+type helperReport struct {
+	UID      int
+	Postgres int
+	Bouncer  int
+	Dir      string
+	URL      string
+	Answer   string
+}
+
+func TestMain(m *testing.M) {
+	if cfg := os.Getenv(helperEnv); cfg != "" {
+		if err := helper(cfg); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func helper(text string) error {
+	var cfg Config
+	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+		return err
+	}
+	ctx := context.Background()
+	s, err := Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	b, err := s.StartBouncer(ctx, BouncerConfig{PoolSize: 2})
+	if err != nil {
+		return err
+	}
+	report := helperReport{UID: os.Geteuid(), Postgres: s.PID(), Bouncer: b.PID(), Dir: s.home.dir, URL: s.URL("postgres")}
+	if report.Answer, err = ask(ctx, b.URL("postgres"), "SELECT current_user::text"); err != nil {
+		return err
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(report); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	return s.Stop()
+}
+
+// A helperProcess is a running helper; closing stdin ends it properly.
+type helperProcess struct {
+	helperReport
+	cmd   *exec.Cmd
+	stdin io.Closer
+}
+
+// startHelper runs this test binary as a helper, as another user if cred says so.
+func startHelper(t *testing.T, cfg Config, cred *syscall.Credential) *helperProcess {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cred != nil {
+		// The directory that go test builds in is closed to other users.
+		copied := filepath.Join(openDir(t), "helper")
+		if err := copyFile(copied, self); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(copied, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		self = copied
+	}
+	text, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(self)
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), helperEnv+"="+string(text))
+	cmd.Stderr = &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h := &helperProcess{cmd: cmd, stdin: stdin}
+	t.Cleanup(func() {
+		_ = stdin.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	if err != nil {
+		_ = cmd.Wait()
+		t.Fatalf("helper: %v\n%s", err, stderr.String())
+	}
+	if err := json.Unmarshal(line, &h.helperReport); err != nil {
+		t.Fatalf("helper: %v in %q", err, line)
+	}
+	return h
+}
+
+// openDir returns a temporary directory that every user can enter, unlike
+// t.TempDir's.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "localpg-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// ask runs a query for one text value.
+func ask(ctx context.Context, url, query string) (answer string, err error) {
+	conn, err := connect(ctx, url)
+	if err != nil {
+		return "", err
+	}
+	defer hangUp(ctx, conn)
+	err = conn.QueryRow(ctx, query).Scan(&answer)
+	return answer, err
+}
+
+func mustAsk(t *testing.T, url, query string) string {
+	t.Helper()
+	answer, err := ask(t.Context(), url, query)
+	if err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return answer
+}
+
+func mustExec(t *testing.T, url, statement string) {
+	t.Helper()
+	conn, err := connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangUp(t.Context(), conn)
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// unsafe makes servers quick.
+func unsafe() map[string]string {
+	return map[string]string{"fsync": "off", "shared_buffers": "16MB"}
+}
+
+func start(t *testing.T, cfg Config) *Server {
+	t.Helper()
+	s, err := Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func wantGone(t *testing.T, what string, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("%s still runs as process %d", what, pid)
+	}
+}
+
+func wantNoFile(t *testing.T, path string) {
+	t.Helper()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s still exists (%v)", path, err)
+	}
+}
+
+func TestServerServesAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := start(t, Config{Settings: unsafe()})
+	b, err := s.StartBouncer(t.Context(), BouncerConfig{PoolSize: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreateDatabase(t.Context(), "it's one"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CreateDatabase(t.Context(), "it's one"); err != nil {
+		t.Errorf("creating it again: %v", err)
+	}
+	for name, url := range map[string]string{"server": s.URL("it's one"), "pooler": b.URL("it's one")} {
+		if got := mustAsk(t, url, "SELECT current_database()::text"); got != "it's one" {
+			t.Errorf("%s: connected to %q", name, got)
+		}
+	}
+	if got := mustAsk(t, s.URL("postgres"), "SHOW server_version"); !strings.HasPrefix(got, s.Version()) {
+		t.Errorf("version %q, the server says %q", s.Version(), got)
+	}
+	if got := mustAsk(t, s.URL("postgres"), "SHOW unix_socket_directories"); got != "" {
+		t.Errorf("there are sockets in %q", got)
+	}
+	if got := mustAsk(t, s.URL("postgres"), "SHOW fsync"); got != "off" {
+		t.Errorf("a setting did not arrive: fsync=%s", got)
+	}
+	if got := poolMode(t, b, "it's one"); got != "transaction" {
+		t.Errorf("pool mode %q", got)
+	}
+	postgres, bouncer := s.PID(), b.PID()
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	wantGone(t, "PgBouncer", bouncer)
+	wantGone(t, "PostgreSQL", postgres)
+	wantNoFile(t, s.home.dir)
+}
+
+// poolMode reads SHOW POOLS.
+func poolMode(t *testing.T, b *Bouncer, database string) string {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), b.AdminURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangUp(t.Context(), conn)
+	rows, err := conn.Query(t.Context(), "SHOW POOLS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pools, err := pgx.CollectRows(rows, pgx.RowToMap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pool := range pools {
+		if pool["database"] == database {
+			return fmt.Sprint(pool["pool_mode"])
+		}
+	}
+	return ""
+}
+
+func TestBouncerRefusesStartupParameters(t *testing.T) {
+	t.Parallel()
+	s := start(t, Config{Settings: unsafe()})
+	b, err := s.StartBouncer(t.Context(), BouncerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := pgx.ParseConfig(b.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.RuntimeParams = map[string]string{"statement_timeout": "1000"}
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err == nil {
+		hangUp(t.Context(), conn)
+		t.Error("a startup parameter that is not tracked went through")
+	}
+}
+
+func TestRestartsKeepPortAndData(t *testing.T) {
+	t.Parallel()
+	s := start(t, Config{Settings: unsafe()})
+	b, err := s.StartBouncer(t.Context(), BouncerConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustExec(t, s.URL("postgres"), "CREATE TABLE kept (x text); INSERT INTO kept VALUES ('yes')")
+	direct, pooled := s.URL("postgres"), b.URL("postgres")
+
+	b.Kill()
+	if _, err := ask(t.Context(), pooled, "SELECT x FROM kept"); err == nil {
+		t.Error("a killed pooler answers")
+	}
+	if b.PID() != 0 {
+		t.Error("a killed pooler has a process")
+	}
+	if err := b.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustAsk(t, pooled, "SELECT x FROM kept"); got != "yes" {
+		t.Errorf("after the pooler's restart: %q", got)
+	}
+
+	for _, immediate := range []bool{true, false} {
+		done, before := s.Done(), s.PID()
+		if err := s.Restart(t.Context(), immediate); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		wantGone(t, "the server before the restart", before)
+		if got := mustAsk(t, direct, "SELECT x FROM kept"); got != "yes" {
+			t.Errorf("after a restart: %q", got)
+		}
+	}
+	s.Kill()
+	if s.PID() != 0 {
+		t.Error("a killed server has a process")
+	}
+	if err := s.Restart(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustAsk(t, direct, "SELECT x FROM kept"); got != "yes" {
+		t.Errorf("after kill and restart: %q", got)
+	}
+}
+
+func TestFailureShowsTheLog(t *testing.T) {
+	t.Parallel()
+	_, err := Start(t.Context(), Config{Settings: map[string]string{"shared_buffers": "plenty"}})
+	if err == nil || !strings.Contains(err.Error(), `invalid value for parameter "shared_buffers"`) {
+		t.Errorf("error %v does not say what the server said", err)
+	}
+	s := start(t, Config{Settings: unsafe()})
+	_, err = s.StartBouncer(t.Context(), BouncerConfig{PoolMode: "sometimes"})
+	if err == nil || !strings.Contains(err.Error(), "pool_mode") {
+		t.Errorf("error %v does not say what the pooler said", err)
+	}
+	left, err := filepath.Glob(filepath.Join(s.home.dir, "pgbouncer-*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("a pooler that failed left %v (%v)", left, err)
+	}
+}
+
+func TestPersistentServerSurvivesItsProcess(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(openDir(t), "below", "dev")
+	cfg := Config{DataDir: dir, Settings: unsafe()}
+	h := startHelper(t, cfg, nil)
+	mustExec(t, h.URL, "CREATE TABLE kept (x text); INSERT INTO kept VALUES ('yes')")
+
+	_, err := Start(t.Context(), cfg)
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("second server in the directory: error %v", err)
+	}
+
+	if err := h.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = h.cmd.Wait()
+	s := start(t, cfg)
+	if got := mustAsk(t, s.URL("postgres"), "SELECT x FROM kept"); got != "yes" {
+		t.Errorf("after the crash: %q", got)
+	}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	// The pid file of a crash long ago names a process that is now another one.
+	pidFile := filepath.Join(dir, "data", "postmaster.pid")
+	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s = start(t, cfg)
+	if got := mustAsk(t, s.URL("postgres"), "SELECT x FROM kept"); got != "yes" {
+		t.Errorf("after the stale pid file: %q", got)
+	}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data", "PG_VERSION")); err != nil {
+		t.Errorf("a persistent server's data are gone: %v", err)
+	}
+
+	if err := os.WriteFile(filepath.Join(dir, "data", "PG_VERSION"), []byte("17\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Version = "16"
+	if _, err := Start(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "made by PostgreSQL 17") {
+		t.Errorf("start with another version: error %v", err)
+	}
+}
+
+func TestOrdinaryUserStartsAndStops(t *testing.T) {
+	t.Parallel()
+	var cred *syscall.Credential
+	want := os.Geteuid()
+	if want == 0 {
+		nobody, err := user.Lookup("nobody")
+		if err != nil {
+			t.Skip("there is no user nobody")
+		}
+		if want, err = strconv.Atoi(nobody.Uid); err != nil {
+			t.Fatal(err)
+		}
+		gid, err := strconv.Atoi(nobody.Gid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cred = &syscall.Credential{Uid: uint32(want), Gid: uint32(gid)}
+	}
+	h := startHelper(t, Config{Settings: unsafe()}, cred)
+	if h.UID != want || h.Answer != role {
+		t.Errorf("ran as %d and answered %q", h.UID, h.Answer)
+	}
+	if err := h.stdin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.cmd.Wait(); err != nil {
+		t.Errorf("helper: %v", err)
+	}
+	wantGone(t, "PgBouncer", h.Bouncer)
+	wantGone(t, "PostgreSQL", h.Postgres)
+	wantNoFile(t, h.Dir)
+}
+
+func TestConcurrentFirstStartsShareOneTemplate(t *testing.T) {
+	t.Parallel()
+	cache := openDir(t)
+	id, err := runAs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pg, err := findPostgres(t.Context(), Config{NoInstall: true}, 0, cache, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan string)
+	for range 2 {
+		go func() {
+			dir, err := template(t.Context(), cache, pg, id)
+			if err != nil {
+				t.Error(err)
+			}
+			made <- dir
+		}()
+	}
+	if a, b := <-made, <-made; a != b || a == "" {
+		t.Errorf("templates %q and %q", a, b)
+	}
+}
+
+func TestRootDirectoriesAreRefusedUpFront(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root runs servers as another user")
+	}
+	closed := t.TempDir()
+	if err := os.Chmod(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []Config{{DataDir: filepath.Join(closed, "x")}, {CacheDir: filepath.Join(closed, "x")}} {
+		_, err := Start(t.Context(), cfg)
+		if err == nil || !strings.Contains(err.Error(), "cannot enter") {
+			t.Errorf("%+v: error %v", cfg, err)
+		}
+	}
+}
+
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	for out, want := range map[string]string{
+		"postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n": "15.18 15 18",
+		"postgres (PostgreSQL) 18.3\n":                           "18.3 18 3",
+		"postgres (PostgreSQL) 19beta1\n":                        "19beta1 19 0",
+		"PgBouncer 1.18.0\nlibevent 2.1.12-stable\n":             "1.18.0 1 18",
+		"PgBouncer 1.24.1\n":                                     "1.24.1 1 24",
+	} {
+		version, major, minor, err := parseVersion(out)
+		if got := fmt.Sprint(version, " ", major, " ", minor); err != nil || got != want {
+			t.Errorf("%q: got %s, %v; want %s", out, got, err, want)
+		}
+	}
+	if _, _, _, err := parseVersion("pg_ctl: no such thing"); err == nil {
+		t.Error("nonsense has a version")
+	}
+	for version, want := range map[string]int{"": 0, "newest": 18, "14": 14, "18": 18} {
+		if got, err := parseMajor(version); err != nil || got != want {
+			t.Errorf("version %q: got %d, %v; want %d", version, got, err, want)
+		}
+	}
+	for _, version := range []string{"13", "latest", "15.18"} {
+		if _, err := parseMajor(version); err == nil {
+			t.Errorf("version %q is accepted", version)
+		}
+	}
+}
