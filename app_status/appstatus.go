@@ -1,0 +1,343 @@
+// Package appstatus keeps the one row by which a running process is known: its app status.
+//
+// Whoever may hold a task, be it a worker or an API process that runs an immediate task, registers
+// an App and beats. Tasks point at the row (task.app_lock). A process whose beat fails to arrive for
+// its TTL is missing: anyone may delete its row, and the foreign key frees its tasks.
+//
+// An App ends itself first. It counts its lease on the monotonic clock from the moment before it sent
+// the last beat that succeeded, while the database counts from the moment that it wrote the beat,
+// which is later. Lost is closed while the database still considers it online, so whatever runs
+// under the App can stop before anybody else may take over. An App that is lost never comes back; a
+// process that wants to go on makes a new one.
+//
+// The package never starts or moves tasks.
+package appstatus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/resend"
+	"github.com/pithworks/pith/pool"
+)
+
+// ErrLost means that the App's lease has ended, or that its row is gone: declared missing.
+var ErrLost = errors.New("app status lost: the process did not beat in time, or was declared missing")
+
+// Type says what a process does.
+type Type string
+
+// The types of processes, as in Pulp.
+const (
+	API     Type = "api"
+	Content Type = "content"
+	Worker  Type = "worker"
+)
+
+// defaultTTL holds Pulp's API_APP_TTL, CONTENT_APP_TTL and WORKER_TTL.
+var defaultTTL = map[Type]time.Duration{API: 120 * time.Second, Content: 30 * time.Second, Worker: 30 * time.Second}
+
+// Config describes a process.
+type Config struct {
+	// Type is required.
+	Type Type
+	// NameTemplate makes the name: {pid}, {hostname} and {fqdn} are replaced. Default: {pid}@{hostname}.
+	NameTemplate string
+	// Versions of the components in this process, label to PEP 440 version. Default: none.
+	Versions map[string]string
+	// TaskNames are the task types that a worker knows. Default: none.
+	TaskNames []string
+	// TTL is how long after a beat the process counts as online. Default: 120 s for api, else 30 s.
+	TTL time.Duration
+	// Log gets one line when beats fail and when they work again. Default: none.
+	Log *slog.Logger
+}
+
+// App is the registration of this process.
+type App struct {
+	db     *pgxpool.Pool
+	cfg    Config
+	id     uuid.UUID
+	name   string
+	online atomic.Int64
+
+	mu    sync.Mutex
+	lease *time.Timer
+	lost  chan struct{}
+}
+
+// New validates the configuration; it sends nothing.
+func New(db *pgxpool.Pool, cfg Config) (*App, error) {
+	ttl, ok := defaultTTL[cfg.Type]
+	if !ok {
+		return nil, fmt.Errorf("app type %q: must be api, content or worker", cfg.Type)
+	}
+	if cfg.TTL == 0 {
+		cfg.TTL = ttl
+	}
+	if cfg.TTL < 0 {
+		return nil, fmt.Errorf("app ttl %s: must be positive", cfg.TTL)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make app id: %w", err)
+	}
+	a := &App{db: db, cfg: cfg, id: id, name: expand(cfg.NameTemplate), lost: make(chan struct{})}
+	a.online.Store(1)
+	return a, nil
+}
+
+func expand(template string) string {
+	if template == "" {
+		template = "{pid}@{hostname}"
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "localhost"
+	}
+	short, _, _ := strings.Cut(host, ".")
+	return strings.NewReplacer("{pid}", strconv.Itoa(os.Getpid()), "{hostname}", short, "{fqdn}", host).Replace(template)
+}
+
+// ID is what task.app_lock holds.
+func (a *App) ID() uuid.UUID { return a.id }
+
+// Name is the expanded template.
+func (a *App) Name() string { return a.name }
+
+// TTL is the length of the lease.
+func (a *App) TTL() time.Duration { return a.cfg.TTL }
+
+// Online is how many processes of this type were online when last counted, this one included.
+func (a *App) Online() int { return int(a.online.Load()) }
+
+// Lost is closed when the lease has ended, before anybody else may take over, or when a beat found
+// no row.
+func (a *App) Lost() <-chan struct{} { return a.lost }
+
+// Register writes the row and starts the lease. It tries until it succeeds, the database refuses, or
+// ctx ends.
+func (a *App) Register(ctx context.Context) error {
+	versions := []byte("{}")
+	if a.cfg.Versions != nil {
+		var err error
+		if versions, err = json.Marshal(a.cfg.Versions); err != nil {
+			return fmt.Errorf("register app: %w", err)
+		}
+	}
+	err := resend.Do(ctx, 0, a.cfg.TTL/3, func(ctx context.Context) error {
+		sent := time.Now()
+		online, err := db.New().AppStatusRegister(ctx, a.db, db.AppStatusRegisterParams{
+			ID: pgUUID(a.id), AppType: string(a.cfg.Type), Name: a.name, Versions: string(versions),
+			TaskNames: append([]string{}, a.cfg.TaskNames...), TTLSeconds: a.cfg.TTL.Seconds(),
+		})
+		if err == nil {
+			a.online.Store(int64(online))
+			a.prolong(sent)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("register app: %w", err)
+	}
+	return nil
+}
+
+// margin is the part of the lease that is left for stopping when Lost is closed.
+func (a *App) margin() time.Duration { return a.cfg.TTL / 10 }
+
+func (a *App) prolong(sent time.Time) {
+	left := a.cfg.TTL - a.margin() - time.Since(sent)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lease == nil {
+		a.lease = time.AfterFunc(left, a.lose)
+		return
+	}
+	// Stop fails where the lease has ended meanwhile: then this beat came too late.
+	if a.lease.Stop() {
+		a.lease.Reset(left)
+	}
+}
+
+func (a *App) lose() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lease != nil {
+		a.lease.Stop()
+	}
+	select {
+	case <-a.lost:
+	default:
+		close(a.lost)
+	}
+}
+
+// Run beats three times per TTL, on a connection of its own, until ctx ends (nil) or the App is lost
+// (ErrLost). A beat that fails is sent again with jitter for as long as the lease lasts.
+func (a *App) Run(ctx context.Context) error {
+	// Work that fills the pool must not starve the beat.
+	own, err := pool.Single(ctx, a.db)
+	if err != nil {
+		return fmt.Errorf("beat: %w", err)
+	}
+	defer own.Close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-a.lost:
+			stop()
+		case <-ctx.Done():
+		}
+	}()
+	failures := 0
+	for {
+		pause := a.cfg.TTL / 3
+		if failures > 0 {
+			pause = min(pause, resend.Backoff(failures))
+		} else {
+			pause = pause*9/10 + rand.N(pause/5)
+		}
+		if resend.Sleep(ctx, pause) != nil {
+			return a.ended()
+		}
+		switch err := a.beat(ctx, own); {
+		case err == nil:
+			if failures > 0 {
+				a.cfg.Log.Info("beat works again", "app", a.name)
+			}
+			failures = 0
+		case errors.Is(err, ErrLost):
+			a.lose()
+			return ErrLost
+		case ctx.Err() != nil:
+			return a.ended()
+		default:
+			if failures++; failures == 1 {
+				a.cfg.Log.Warn("beat failed", "app", a.name, "err", err)
+			}
+		}
+	}
+}
+
+func (a *App) ended() error {
+	select {
+	case <-a.lost:
+		return ErrLost
+	default:
+		return nil
+	}
+}
+
+func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.TTL/3)
+	defer cancel()
+	sent := time.Now()
+	// Counting reads the whole table, so the larger the fleet the rarer each one counts.
+	counting := rand.N(int64(1000)) < 500_000/max(a.online.Load(), 500)
+	online, err := db.New().AppStatusBeat(ctx, own, db.AppStatusBeatParams{ID: pgUUID(a.id), Counting: counting})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return ErrLost
+	}
+	if err != nil {
+		return fmt.Errorf("beat: %w", err)
+	}
+	if counting {
+		a.online.Store(int64(online))
+	}
+	a.prolong(sent)
+	return nil
+}
+
+// Unregister deletes the row, for a clean end. Whatever the App still holds is freed.
+func (a *App) Unregister(ctx context.Context) error {
+	a.lose()
+	err := resend.Do(ctx, 10*time.Second, 5*time.Second, func(ctx context.Context) error {
+		// No row is as good: somebody swept it.
+		_, err := db.New().AppStatusUnregister(ctx, a.db, pgUUID(a.id))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("unregister app: %w", err)
+	}
+	return nil
+}
+
+// Status is what the database knows of a process.
+type Status struct {
+	ID            uuid.UUID         `json:"id"`
+	Type          Type              `json:"app_type"`
+	Name          string            `json:"name"`
+	Versions      map[string]string `json:"versions"`
+	TaskNames     []string          `json:"task_names"`
+	CreatedAt     time.Time         `json:"created_at"`
+	LastHeartbeat time.Time         `json:"last_heartbeat"`
+	TTL           time.Duration     `json:"-"`
+	// Online: the lease has not ended on the database's clock.
+	Online bool `json:"online"`
+	// CurrentTask is the newest running task; nil if none.
+	CurrentTask *uuid.UUID `json:"current_task"`
+	// Holding counts the tasks that it holds.
+	Holding int `json:"holding"`
+}
+
+// List reads processes of one type ("" for all), latest registered first.
+func List(ctx context.Context, dbtx db.DBTX, t Type, limit, offset int) ([]Status, error) {
+	rows, err := db.New().AppStatusList(ctx, dbtx, db.AppStatusListParams{AppType: string(t), Most: int32(limit), Skip: int32(offset)})
+	if err != nil {
+		return nil, fmt.Errorf("list apps: %w", err)
+	}
+	list := make([]Status, 0, len(rows))
+	for _, r := range rows {
+		s := Status{
+			ID: r.ID.Bytes, Type: Type(r.AppType), Name: r.Name, TaskNames: r.TaskNames, CreatedAt: r.CreatedAt.Time.UTC(),
+			LastHeartbeat: r.LastHeartbeat.Time.UTC(), TTL: time.Duration(r.TTLSeconds * float64(time.Second)),
+			Online: r.Online, Holding: int(r.Holding),
+		}
+		if err := json.Unmarshal(r.Versions, &s.Versions); err != nil {
+			return nil, fmt.Errorf("list apps: versions of %s: %w", s.Name, err)
+		}
+		if r.CurrentTask.Valid {
+			id := uuid.UUID(r.CurrentTask.Bytes)
+			s.CurrentTask = &id
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// Sweep deletes the rows of processes that are missing and returns them. The foreign key frees their
+// tasks. Any number of processes may sweep at once.
+func Sweep(ctx context.Context, dbtx db.DBTX) ([]Status, error) {
+	rows, err := db.New().AppStatusSweep(ctx, dbtx)
+	if err != nil {
+		return nil, fmt.Errorf("sweep apps: %w", err)
+	}
+	var gone []Status
+	for _, r := range rows {
+		gone = append(gone, Status{ID: r.ID.Bytes, Type: Type(r.AppType), Name: r.Name, LastHeartbeat: r.LastHeartbeat.Time.UTC()})
+	}
+	return gone, nil
+}
+
+func pgUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }

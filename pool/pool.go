@@ -1,0 +1,75 @@
+// Package pool opens a pgxpool that keeps to the contract with a transaction pooler.
+//
+// Behind Amazon RDS Proxy or PgBouncer two statements of one client may run on two server
+// connections. A pool from here sends unnamed statements (they are parsed where they are executed),
+// no startup parameter beyond user and database, and no statement of its own when it connects.
+// It never sends SET: limits such as statement_timeout belong to the role.
+package pool
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Config adds to what the URL says. The zero value is right behind any pooler.
+type Config struct {
+	// MaxConns bounds the client connections. Default: pool_max_conns of the URL, else 4.
+	MaxConns int32
+	// NamedStatements turns pgx's statement cache on. Only for a direct connection, or a pooler that
+	// tracks named statements (PgBouncer from 1.21 with max_prepared_statements above 0).
+	NamedStatements bool
+	// Tracer sees every statement. Default: none.
+	Tracer pgx.QueryTracer
+	// BeforeConnect may change a connection's settings before it is made, such as its password when
+	// that is a token which expires. Default: none.
+	BeforeConnect func(context.Context, *pgx.ConnConfig) error
+}
+
+// Open makes a pool for a PostgreSQL URL or keyword string. It connects lazily: an error means that
+// the URL cannot be used, not that the database is away.
+func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
+	c, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("parse database URL: %w", err)
+	}
+	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	if cfg.NamedStatements {
+		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	}
+	for name := range c.ConnConfig.RuntimeParams {
+		return nil, fmt.Errorf("parse database URL: startup parameter %q is not possible behind a pooler: set it for the role (ALTER ROLE … SET)", name)
+	}
+	switch {
+	case cfg.MaxConns > 0:
+		c.MaxConns = cfg.MaxConns
+	case c.MaxConns < 4:
+		c.MaxConns = 4
+	}
+	c.ConnConfig.Tracer = cfg.Tracer
+	c.BeforeConnect = cfg.BeforeConnect
+	if c.ConnConfig.ConnectTimeout == 0 {
+		c.ConnConfig.ConnectTimeout = 10 * time.Second
+	}
+	return OpenConfig(ctx, c)
+}
+
+// OpenConfig makes a pool from a pgx configuration as it is.
+func OpenConfig(ctx context.Context, c *pgxpool.Config) (*pgxpool.Pool, error) {
+	p, err := pgxpool.NewWithConfig(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("open pool: %w", err)
+	}
+	return p, nil
+}
+
+// Single opens a second pool to the same database, of one connection, for what must never wait
+// behind the first one's work.
+func Single(ctx context.Context, p *pgxpool.Pool) (*pgxpool.Pool, error) {
+	c := p.Config()
+	c.MaxConns, c.MinConns, c.MinIdleConns = 1, 0, 0
+	return OpenConfig(ctx, c)
+}
