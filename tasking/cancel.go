@@ -1,0 +1,165 @@
+package tasking
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pithworks/pith/db"
+)
+
+// Cancel cancels a task and answers its state then: canceled if it waited; canceling if it runs, and
+// its holder sees that within two seconds; any other if it was final already. Children are not
+// canceled.
+func (c *Client) Cancel(ctx context.Context, id uuid.UUID) (State, error) {
+	rows, err := c.cancel(ctx, []pgtype.UUID{pgUUID(id)})
+	if err != nil {
+		return "", fmt.Errorf("cancel task %s: %w", id, err)
+	}
+	if len(rows) == 0 {
+		return "", fmt.Errorf("cancel task %s: %w", id, ErrNotFound)
+	}
+	return State(rows[0].State), nil
+}
+
+// cancel takes ids in ascending order.
+func (c *Client) cancel(ctx context.Context, ids []pgtype.UUID) ([]db.TaskCancelRow, error) {
+	return send(ctx, "send", func(ctx context.Context) ([]db.TaskCancelRow, error) {
+		return c.q.TaskCancel(ctx, c.db, ids)
+	})
+}
+
+// Group is a task group with the number of its tasks in each state.
+type Group struct {
+	ID                 uuid.UUID `json:"id"`
+	Description        string    `json:"description"`
+	AllTasksDispatched bool      `json:"all_tasks_dispatched"`
+	CreatedAt          time.Time `json:"pulp_created"`
+	Waiting            int       `json:"waiting"`
+	Skipped            int       `json:"skipped"`
+	Running            int       `json:"running"`
+	Completed          int       `json:"completed"`
+	Canceled           int       `json:"canceled"`
+	Failed             int       `json:"failed"`
+	Canceling          int       `json:"canceling"`
+	// Progress is the sum of its tasks' reports by message and code.
+	Progress []Report `json:"group_progress_reports"`
+}
+
+// Unfinished counts the tasks that are not final.
+func (g Group) Unfinished() int { return g.Waiting + g.Running + g.Canceling }
+
+// NewGroup makes a task group.
+func (c *Client) NewGroup(ctx context.Context, description string) (uuid.UUID, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return id, fmt.Errorf("create task group: %w", err)
+	}
+	_, err = send(ctx, "create task group", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, c.q.TaskGroupCreate(ctx, c.db, db.TaskGroupCreateParams{ID: pgUUID(id), Description: description})
+	})
+	return id, err
+}
+
+// CloseGroup marks that all tasks of a group are dispatched.
+func (c *Client) CloseGroup(ctx context.Context, id uuid.UUID) error {
+	n, err := send(ctx, "close task group", func(ctx context.Context) (int64, error) {
+		return c.q.TaskGroupClose(ctx, c.db, pgUUID(id))
+	})
+	if err == nil && n == 0 {
+		err = fmt.Errorf("close task group %s: %w", id, ErrNotFound)
+	}
+	return err
+}
+
+// GetGroup reads a group, or returns ErrNotFound.
+func (c *Client) GetGroup(ctx context.Context, id uuid.UUID) (Group, error) {
+	return send(ctx, "read task group "+id.String(), func(ctx context.Context) (Group, error) {
+		r, err := c.q.TaskGroupGet(ctx, c.db, pgUUID(id))
+		if err != nil {
+			return Group{}, err
+		}
+		g := Group{
+			ID: id, Description: r.Description, AllTasksDispatched: r.AllTasksDispatched, CreatedAt: r.CreatedAt.Time.UTC(),
+			Waiting: int(r.Waiting), Skipped: int(r.Skipped), Running: int(r.Running), Completed: int(r.Completed),
+			Canceled: int(r.Canceled), Failed: int(r.Failed), Canceling: int(r.Canceling),
+		}
+		sums, err := c.q.ProgressReportSum(ctx, c.db, pgUUID(id))
+		for _, s := range sums {
+			g.Progress = append(g.Progress, Report{Message: s.Message, Code: s.Code, Total: &s.Total, Done: s.Done, Suffix: s.Suffix.String})
+		}
+		return g, err
+	})
+}
+
+// cancelBatch is how many tasks of a group are canceled in one statement.
+const cancelBatch = 500
+
+// CancelGroup closes a group and cancels those of its tasks that wait or run. It answers how many
+// tasks it has changed.
+func (c *Client) CancelGroup(ctx context.Context, id uuid.UUID) (int, error) {
+	if err := c.CloseGroup(ctx, id); err != nil {
+		return 0, err
+	}
+	changed := 0
+	after := pgUUID(uuid.Nil)
+	for {
+		ids, err := send(ctx, "list tasks of group", func(ctx context.Context) ([]pgtype.UUID, error) {
+			return c.q.TaskGroupUnfinished(ctx, c.db, db.TaskGroupUnfinishedParams{ID: pgUUID(id), After: after, Most: cancelBatch})
+		})
+		if err != nil || len(ids) == 0 {
+			return changed, err
+		}
+		rows, err := c.cancel(ctx, ids)
+		if err != nil {
+			return changed, fmt.Errorf("cancel task group %s: %w", id, err)
+		}
+		for _, r := range rows {
+			if r.Changed {
+				changed++
+			}
+		}
+		after = ids[len(ids)-1]
+	}
+}
+
+// purgeWindow is how many tasks one statement of a purge looks at.
+const purgeWindow = 2000
+
+// Purge deletes final tasks in these states that finished before a time, with their progress reports
+// and created-resource records, in bounded statements. It answers how many.
+func (c *Client) Purge(ctx context.Context, finishedBefore time.Time, states ...State) (int, error) {
+	var in []string
+	for _, s := range states {
+		if !s.Final() {
+			return 0, fmt.Errorf("purge: %w", invalid("state %q is not final", s))
+		}
+		in = append(in, string(s))
+	}
+	if len(in) == 0 {
+		return 0, fmt.Errorf("purge: %w", invalid("no states are named"))
+	}
+	slices.Sort(in)
+	deleted := 0
+	after := pgUUID(uuid.Nil)
+	for {
+		// A statement that is sent twice deletes the second time what the first one has left.
+		page, err := send(ctx, "purge", func(ctx context.Context) (db.TaskPurgeRow, error) {
+			return c.q.TaskPurge(ctx, c.db, db.TaskPurgeParams{
+				After: after, Most: purgeWindow, FinishedBefore: pgtype.Timestamptz{Time: finishedBefore, Valid: true}, States: in,
+			})
+		})
+		if err != nil {
+			return deleted, err
+		}
+		deleted += int(page.Deleted)
+		if !page.Last.Valid {
+			return deleted, nil
+		}
+		after = page.Last
+	}
+}

@@ -1,0 +1,292 @@
+package tasking
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pithworks/pith/db"
+)
+
+// codeParentLost is what the database raises when a task that is not held any more dispatches.
+const codeParentLost = "PT001"
+
+// Dispatched is a task that was just dispatched.
+type Dispatched struct {
+	ID uuid.UUID `json:"id"`
+	// State is waiting, or where an immediate task has ended: final.
+	State     State     `json:"state"`
+	CreatedAt time.Time `json:"pulp_created"`
+	// Error is why an immediate task failed or was canceled; else nil.
+	Error *Error `json:"error,omitempty"`
+}
+
+// caller is on whose behalf a dispatch happens: outside a task nobody's.
+type caller struct {
+	holder        *uuid.UUID
+	parent        *uuid.UUID
+	group         *uuid.UUID
+	correlationID string
+}
+
+func (c *Client) outside() caller {
+	if c.cfg.App == nil {
+		return caller{}
+	}
+	id := c.cfg.App.ID()
+	return caller{holder: &id}
+}
+
+// Dispatch hands out one task. An immediate one whose resources are free runs before Dispatch
+// returns; how it ended is in State and Error. The errors are ErrInvalid for a request that can never
+// be dispatched, ErrUnknownType, and what the database says.
+func (c *Client) Dispatch(ctx context.Context, r Request) (Dispatched, error) {
+	return c.dispatch(ctx, c.outside(), r)
+}
+
+func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched, error) {
+	p, err := c.prepare(by, []Request{r})
+	if err != nil {
+		return Dispatched{}, err
+	}
+	out, err := c.sendDispatch(ctx, p)
+	if err != nil {
+		return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
+	}
+	d := out[0]
+	switch d.State {
+	case Running: // immediate, and held by this process
+		return c.runImmediate(ctx, by, p, d)
+	case Canceled:
+		d.Error = &Error{Reason: ReasonBusy}
+	default:
+		c.wake()
+	}
+	return d, nil
+}
+
+// DispatchTx hands out tasks within the caller's transaction: they exist exactly if it commits. The
+// locks of their resources' queues are held until then, so the transaction should end soon.
+// Immediate tasks are left to workers, since they cannot run before the commit.
+func (c *Client) DispatchTx(ctx context.Context, tx pgx.Tx, rs ...Request) ([]Dispatched, error) {
+	by := c.outside()
+	by.holder = nil
+	p, err := c.prepareMany(by, rs)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := c.q.TaskDispatch(ctx, tx, p)
+	if err != nil {
+		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), explainDispatch(err))
+	}
+	return dispatched(p, rows), nil
+}
+
+// DispatchMany hands out thousands of tasks in one statement, all or none, in their order. Immediate
+// tasks among them are left to workers, before others.
+func (c *Client) DispatchMany(ctx context.Context, rs []Request) ([]Dispatched, error) {
+	return c.dispatchMany(ctx, c.outside(), rs)
+}
+
+func (c *Client) dispatchMany(ctx context.Context, by caller, rs []Request) ([]Dispatched, error) {
+	if len(rs) == 0 {
+		return nil, nil
+	}
+	if by.parent == nil {
+		by.holder = nil
+	}
+	p, err := c.prepareMany(by, rs)
+	if err != nil {
+		return nil, err
+	}
+	out, err := c.sendDispatch(ctx, p)
+	if err != nil {
+		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), err)
+	}
+	c.wake()
+	return out, nil
+}
+
+func (c *Client) prepareMany(by caller, rs []Request) (db.TaskDispatchParams, error) {
+	for _, r := range rs {
+		if r.NotDeferred {
+			return db.TaskDispatchParams{}, fmt.Errorf("dispatch %s: %w", r.Name,
+				invalid("a task that may not be deferred is dispatched by Dispatch, on its own and outside a transaction"))
+		}
+	}
+	p, err := c.prepare(by, rs)
+	if err != nil {
+		return p, err
+	}
+	if len(rs) > 1 || by.holder == nil {
+		// Claiming on dispatch is for the single task that its dispatcher runs at once.
+		p.RunHere = false
+	}
+	return p, nil
+}
+
+// sendDispatch sends a dispatch until it is known to be in the database.
+func (c *Client) sendDispatch(ctx context.Context, p db.TaskDispatchParams) ([]Dispatched, error) {
+	return send(ctx, "send", func(ctx context.Context) ([]Dispatched, error) {
+		rows, err := c.q.TaskDispatch(ctx, c.db, p)
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
+			// An earlier send was committed, all of it, and its answer lost.
+			return c.readDispatched(ctx, p.IDs)
+		}
+		if err != nil {
+			return nil, explainDispatch(err)
+		}
+		return dispatched(p, rows), nil
+	})
+}
+
+func (c *Client) readDispatched(ctx context.Context, ids []pgtype.UUID) ([]Dispatched, error) {
+	rows, err := c.q.TaskStates(ctx, c.db, ids)
+	if err != nil {
+		return nil, err
+	}
+	at := make(map[[16]byte]Dispatched, len(rows))
+	for _, r := range rows {
+		at[r.ID.Bytes] = Dispatched{ID: r.ID.Bytes, State: State(r.State), CreatedAt: r.CreatedAt.Time.UTC()}
+	}
+	out := make([]Dispatched, len(ids))
+	for i, id := range ids {
+		out[i] = at[id.Bytes]
+	}
+	return out, nil
+}
+
+func explainDispatch(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	switch {
+	case pg.Code == codeParentLost:
+		return fmt.Errorf("%w: %s", ErrLockLost, pg.Message)
+	case pg.ConstraintName == "task_group_fkey":
+		return fmt.Errorf("task group: %w", ErrNotFound)
+	}
+	return err
+}
+
+func dispatched(p db.TaskDispatchParams, rows []db.TaskDispatchRow) []Dispatched {
+	out := make([]Dispatched, len(p.IDs))
+	at := make(map[[16]byte]int, len(p.IDs))
+	for i, id := range p.IDs {
+		at[id.Bytes] = i
+	}
+	for _, r := range rows {
+		out[at[r.ID.Bytes]] = Dispatched{ID: r.ID.Bytes, State: State(r.State), CreatedAt: r.CreatedAt.Time.UTC()}
+	}
+	return out
+}
+
+// prepare validates requests and lays them out as the arrays of one statement.
+func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error) {
+	busy, err := json.Marshal(Error{Reason: ReasonBusy})
+	if err != nil {
+		return db.TaskDispatchParams{}, err
+	}
+	n := len(rs)
+	p := db.TaskDispatchParams{
+		Domain: Domain, Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), Busy: string(busy), RunHere: by.holder != nil,
+		IDs: make([]pgtype.UUID, 0, n), Kinds: make([]int32, 0, n), Arguments: make([]string, 0, n),
+		Cids: make([]string, 0, n), Groups: make([]pgtype.UUID, 0, n), Priorities: make([]int32, 0, n),
+		Immediates: make([]bool, 0, n), Deferreds: make([]bool, 0, n), NotBefores: make([]pgtype.Timestamptz, 0, n),
+		Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
+	}
+	kinds := map[string]int32{}
+	for i, r := range rs {
+		e, ok := c.cfg.Registry.types[r.Name]
+		if !ok {
+			return p, fmt.Errorf("dispatch %q: %w; known are: %s", r.Name, ErrUnknownType, strings.Join(c.cfg.Registry.Names(), ", "))
+		}
+		if err := r.validate(e); err != nil {
+			return p, err
+		}
+		args, err := encodeArgs(r.Args)
+		if err != nil {
+			return p, fmt.Errorf("dispatch %s: %w", r.Name, err)
+		}
+		if args, err = c.keys.seal(args); err != nil {
+			return p, fmt.Errorf("dispatch %s: %w", r.Name, err)
+		}
+		versions := e.cfg.Versions
+		if r.Versions != nil {
+			versions = r.Versions
+		}
+		needs := []byte("{}")
+		if len(versions) > 0 {
+			if needs, err = json.Marshal(versions); err != nil {
+				return p, fmt.Errorf("dispatch %s: versions: %w", r.Name, err)
+			}
+		}
+		key := r.Name + " " + string(needs)
+		if _, known := kinds[key]; !known {
+			p.KindNames = append(p.KindNames, r.Name)
+			p.KindVersions = append(p.KindVersions, string(needs))
+			p.KindAttempts = append(p.KindAttempts, int32(e.cfg.MaxAttempts))
+			p.KindBackoffs = append(p.KindBackoffs, fmt.Sprintf("%d microseconds", e.cfg.Backoff.Microseconds()))
+			kinds[key] = int32(len(p.KindNames))
+		}
+		id, err := uuid.NewV7()
+		if err != nil {
+			return p, fmt.Errorf("dispatch %s: %w", r.Name, err)
+		}
+		p.IDs = append(p.IDs, pgUUID(id))
+		p.Kinds = append(p.Kinds, kinds[key])
+		p.Arguments = append(p.Arguments, string(args))
+		p.Cids = append(p.Cids, correlationID(r.CorrelationID, by.correlationID))
+		group := r.Group
+		if group == nil {
+			group = by.group
+		}
+		p.Groups = append(p.Groups, pgUUIDPtr(group))
+		p.Priorities = append(p.Priorities, int32(r.Priority))
+		p.Immediates = append(p.Immediates, r.Immediate)
+		p.Deferreds = append(p.Deferreds, !r.NotDeferred)
+		p.NotBefores = append(p.NotBefores, pgtype.Timestamptz{Time: r.NotBefore, Valid: !r.NotBefore.IsZero()})
+		for _, res := range r.reservations() {
+			p.Reserving = append(p.Reserving, int32(i+1))
+			p.Resources = append(p.Resources, res.resource)
+			p.Exclusives = append(p.Exclusives, res.exclusive)
+		}
+		if r.NotDeferred && by.holder == nil {
+			return p, fmt.Errorf("dispatch %s: %w", r.Name,
+				invalid("a task that may not be deferred runs in this process, which needs Config.App"))
+		}
+	}
+	return p, nil
+}
+
+func correlationID(choices ...string) string {
+	if i := slices.IndexFunc(choices, func(s string) bool { return s != "" }); i >= 0 {
+		return choices[i]
+	}
+	return strings.ReplaceAll(uuid.NewString(), "-", "")
+}
+
+func encodeArgs(args any) (json.RawMessage, error) {
+	if raw, ok := args.(json.RawMessage); ok {
+		if !json.Valid(raw) {
+			return nil, invalid("arguments are not JSON: %.80s", raw)
+		}
+		return raw, nil
+	}
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return nil, invalid("arguments cannot be encoded as JSON: %v", err)
+	}
+	return raw, nil
+}

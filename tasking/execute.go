@@ -1,0 +1,175 @@
+package tasking
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pithworks/pith/db"
+)
+
+// Why the context of a task ended before its function did; see context.Cause.
+var (
+	// ErrCanceled: somebody canceled the task.
+	ErrCanceled = errors.New("task canceled")
+	// ErrShutdown: its worker is shutting down and the grace interval is over.
+	ErrShutdown = errors.New("worker is shutting down")
+	// ErrTimedOut: an immediate task ran longer than ImmediateTimeout.
+	ErrTimedOut = errors.New("immediate task timed out")
+)
+
+// Outcome is how an attempt ended: completed with a result, or failed with an error.
+type Outcome struct {
+	State  State
+	Result json.RawMessage
+	Error  *Error
+}
+
+// Execute runs the function of a claimed task in this goroutine, for whoever holds the task, and
+// tells how it ended. It moves nothing in the database: that is the holder's to do, with the claim's
+// attempt. A panic is a failure with its stack as traceback.
+func (c *Client) Execute(ctx context.Context, holder uuid.UUID, claim Claim) Outcome {
+	e, ok := c.cfg.Registry.types[claim.Name]
+	if !ok || e.run == nil {
+		return failure(fmt.Errorf("task type %s is not known here", claim.Name), "")
+	}
+	if claim.Immediate {
+		if !e.cfg.Immediate {
+			return Outcome{State: Failed, Error: &Error{
+				Description: "[PLP0023] Immediate tasks must be async functions: " + claim.Name + " is not declared immediate.",
+				Traceback:   new(string), Code: "PLP0023",
+			}}
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, ImmediateTimeout, ErrTimedOut)
+		defer cancel()
+	}
+	run := &Run{Claim: claim, client: c, holder: holder, Log: c.cfg.Log.With(
+		slog.String("task_name", claim.Name), slog.String("task", claim.ID.String()), slog.String("correlation_id", claim.CorrelationID))}
+
+	out := c.call(ctx, e, run)
+
+	// Whatever ended ctx, what was done is still worth saving.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
+	defer cancel()
+	if err := run.flush(last); err != nil {
+		run.Log.Warn("save last progress failed", "err", err)
+	}
+	if out.State == Completed {
+		return out
+	}
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, ErrTimedOut):
+		out.Error = &Error{
+			Description: fmt.Sprintf("[PLP0024] Immediate task %s timed out after %d seconds.", claim.ID, int(ImmediateTimeout.Seconds())),
+			Traceback:   out.Error.Traceback, Code: "PLP0024",
+		}
+	case errors.Is(cause, ErrShutdown):
+		out.Error = &Error{Reason: ReasonShutdown}
+	}
+	return out
+}
+
+func (c *Client) call(ctx context.Context, e entry, run *Run) (out Outcome) {
+	defer func() {
+		if p := recover(); p != nil {
+			out = failure(fmt.Errorf("panic: %v", p), string(debug.Stack()))
+		}
+	}()
+	args, err := c.keys.open(run.Args)
+	if err != nil {
+		return failure(err, "")
+	}
+	run.Args = args
+	result, err := e.run(ctx, run, args)
+	if err != nil {
+		return failure(err, traceback(err))
+	}
+	return Outcome{State: Completed, Result: result}
+}
+
+func failure(err error, trace string) Outcome {
+	return Outcome{State: Failed, Error: &Error{Description: strings.ToValidUTF8(err.Error(), "�"), Traceback: &trace}}
+}
+
+// traceback lists the chain of wrapped errors with their types, outermost first: Go's errors carry
+// no stack.
+func traceback(err error) string {
+	var b strings.Builder
+	for ; err != nil; err = errors.Unwrap(err) {
+		fmt.Fprintf(&b, "%T: %s\n", err, strings.ToValidUTF8(err.Error(), "�"))
+	}
+	return b.String()
+}
+
+// runImmediate runs a task that dispatch has given to this process, and records how it ended. If
+// this process dies meanwhile, the task stays running until its app status is swept, and then fails.
+func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchParams, d Dispatched) (Dispatched, error) {
+	claim := Claim{
+		ID: d.ID, Attempt: 1, Name: p.KindNames[0], Args: json.RawMessage(p.Arguments[0]), CorrelationID: p.Cids[0],
+		Group: uuidPtr(p.Groups[0]), Parent: by.parent, Immediate: true, Reserved: p.Resources, CreatedAt: d.CreatedAt,
+	}
+	out := c.Execute(ctx, *by.holder, claim)
+	// The end is recorded even if the caller has gone away.
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), resendLimit)
+	defer cancel()
+	ends, err := c.finish(last, *by.holder, claim, out)
+	if err != nil {
+		return d, fmt.Errorf("finish %s: %w", claim.Name, err)
+	}
+	d.State, d.Error = ends, out.Error
+	return d, nil
+}
+
+// finish records the outcome of one claim and answers the state that the task is in now.
+func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out Outcome) (State, error) {
+	failed, err := EncodeError(out.Error)
+	if err != nil {
+		return "", err
+	}
+	rows, err := send(ctx, "send", func(ctx context.Context) ([]db.TaskTurnRow, error) {
+		return c.q.TaskTurn(ctx, c.db, db.TaskTurnParams{
+			Worker: pgUUID(holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
+			IDs: []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
+			Results: []string{string(out.Result)}, Errors: []string{failed},
+		})
+	})
+	if err != nil {
+		return "", err
+	}
+	for _, r := range rows {
+		if r.Event != "finish" || r.ID.Bytes != claim.ID {
+			continue
+		}
+		if !r.Recorded {
+			return "", fmt.Errorf("task %s is %s: %w", claim.ID, r.State, ErrLockLost)
+		}
+		return State(r.State), nil
+	}
+	return out.State, nil
+}
+
+// EncodeError is an error as the database stores it: "" for none.
+func EncodeError(e *Error) (string, error) {
+	if e == nil {
+		return "", nil
+	}
+	raw, err := json.Marshal(e)
+	if err != nil {
+		return "", fmt.Errorf("encode error: %w", err)
+	}
+	return string(raw), nil
+}
+
+// waitPause is the pause before look n (from 0) for the end of a task: quick at first, then a second.
+func waitPause(n int) time.Duration {
+	return min(20*time.Millisecond<<min(n, 6), time.Second)
+}

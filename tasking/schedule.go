@@ -1,0 +1,206 @@
+package tasking
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/adhocore/gronx"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/pithworks/pith/db"
+)
+
+// codeNotDue is what the database raises when another process has dispatched a schedule.
+const codeNotDue = "PT002"
+
+// Schedule dispatches tasks by the clock. With neither Interval nor Cron it does so once.
+//
+// What was missed is not caught up on, and nothing is dispatched while the last task is unfinished.
+// Each due time is dispatched exactly once, by any worker that knows the task type.
+type Schedule struct {
+	ID uuid.UUID `json:"id"`
+	// Name is unique; saving a schedule replaces the one of its name.
+	Name string `json:"name"`
+	// Task, Args, Exclusive, Shared and Priority are those of the request that is dispatched.
+	Task      string          `json:"task_name"`
+	Args      json.RawMessage `json:"args,omitempty"`
+	Exclusive []string        `json:"exclusive_resources,omitempty"`
+	Shared    []string        `json:"shared_resources,omitempty"`
+	Priority  int             `json:"priority,omitempty"`
+	// Interval between due times, at least a second.
+	Interval time.Duration `json:"dispatch_interval,omitempty"`
+	// Cron is an expression of five fields, in UTC. Not together with Interval.
+	Cron string `json:"cron,omitempty"`
+	// Next due time; zero when saving: after Delay, or what Cron says.
+	Next *time.Time `json:"next_dispatch"`
+	// Delay before the first due time where Next is not given, on the database's clock.
+	Delay time.Duration `json:"-"`
+	// LastTask is the task dispatched last; nil if none is known.
+	LastTask *uuid.UUID `json:"last_task"`
+}
+
+// SaveSchedule adds a schedule, or replaces the one of its name, and returns it with ID and Next.
+func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error) {
+	what := fmt.Sprintf("save schedule %q", s.Name)
+	e, ok := c.cfg.Registry.types[s.Task]
+	switch {
+	case s.Name == "" || len(s.Name) > 255:
+		return s, fmt.Errorf("save schedule: %w", invalid("a name of 1 to 255 bytes is required"))
+	case !ok:
+		return s, fmt.Errorf("%s: %q: %w", what, s.Task, ErrUnknownType)
+	case s.Interval != 0 && s.Cron != "":
+		return s, fmt.Errorf("%s: %w", what, invalid("interval and cron expression exclude each other"))
+	case s.Interval != 0 && s.Interval < time.Second:
+		return s, fmt.Errorf("%s: %w", what, invalid("interval %s: at least a second is needed", s.Interval))
+	case s.Delay < 0:
+		return s, fmt.Errorf("%s: %w", what, invalid("delay %s is negative", s.Delay))
+	}
+	if s.Args == nil {
+		s.Args = json.RawMessage("null")
+	}
+	if err := s.request().validate(e); err != nil {
+		return s, fmt.Errorf("%s: %w", what, err)
+	}
+	args, err := encodeArgs(s.Args)
+	if err == nil {
+		args, err = c.keys.seal(args)
+	}
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", what, err)
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", what, err)
+	}
+	p := db.TaskScheduleSaveParams{
+		ID: pgUUID(id), Name: s.Name, TaskName: s.Task, Args: string(args), Priority: int32(s.Priority),
+		Exclusive: append([]string{}, s.Exclusive...), Shared: append([]string{}, s.Shared...), DelaySeconds: s.Delay.Seconds(),
+		IntervalSeconds: pgtype.Float8{Float64: s.Interval.Seconds(), Valid: s.Interval > 0},
+		Cron:            pgtype.Text{String: s.Cron, Valid: s.Cron != ""},
+	}
+	switch {
+	case s.Next != nil:
+		p.NextDispatch = pgtype.Timestamptz{Time: *s.Next, Valid: true}
+	case s.Cron != "" && s.Delay == 0:
+		now, err := send(ctx, what, func(ctx context.Context) (pgtype.Timestamptz, error) { return c.q.Now(ctx, c.db) })
+		if err != nil {
+			return s, err
+		}
+		next, err := cronNext(s.Cron, now.Time)
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", what, err)
+		}
+		p.NextDispatch = pgtype.Timestamptz{Time: next, Valid: true}
+	case s.Cron != "":
+		if _, err := cronNext(s.Cron, time.Now()); err != nil {
+			return s, fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	row, err := send(ctx, what, func(ctx context.Context) (db.TaskScheduleSaveRow, error) {
+		return c.q.TaskScheduleSave(ctx, c.db, p)
+	})
+	if err != nil {
+		return s, err
+	}
+	s.ID, s.Next = row.ID.Bytes, timePtr(row.NextDispatch)
+	return s, nil
+}
+
+func (s Schedule) request() Request {
+	return Request{Name: s.Task, Args: s.Args, Options: Options{Exclusive: s.Exclusive, Shared: s.Shared, Priority: s.Priority}}
+}
+
+// cronNext is the first time after a time at which an expression is due.
+func cronNext(expr string, after time.Time) (time.Time, error) {
+	next, err := gronx.NextTickAfter(expr, after.UTC(), false)
+	if err != nil {
+		return next, invalid("cron expression %q: %v; five fields are needed, such as \"30 4 * * *\"", expr, err)
+	}
+	return next, nil
+}
+
+// RemoveSchedule deletes the schedule of that name, or returns ErrNotFound. Its tasks stay.
+func (c *Client) RemoveSchedule(ctx context.Context, name string) error {
+	n, err := send(ctx, "remove schedule", func(ctx context.Context) (int64, error) {
+		return c.q.TaskScheduleRemove(ctx, c.db, name)
+	})
+	if err == nil && n == 0 {
+		err = fmt.Errorf("remove schedule %q: %w", name, ErrNotFound)
+	}
+	return err
+}
+
+// Schedules lists schedules by name.
+func (c *Client) Schedules(ctx context.Context, limit, offset int) ([]Schedule, error) {
+	return send(ctx, "list schedules", func(ctx context.Context) ([]Schedule, error) {
+		rows, err := c.q.TaskScheduleList(ctx, c.db, db.TaskScheduleListParams{Most: clamp(limit), Skip: clamp(offset)})
+		list := make([]Schedule, 0, len(rows))
+		for _, r := range rows {
+			list = append(list, Schedule{
+				ID: r.ID.Bytes, Name: r.Name, Task: r.TaskName, Args: r.Args, Exclusive: r.Exclusive, Shared: r.Shared,
+				Priority: int(r.Priority), Interval: time.Duration(r.IntervalSeconds * float64(time.Second)), Cron: r.Cron.String,
+				Next: timePtr(r.NextDispatch), LastTask: uuidPtr(r.LastTask),
+			})
+		}
+		return list, err
+	})
+}
+
+// DispatchDue dispatches the schedules that are due, of the task types in the registry, and answers
+// how many. Any number of processes may call it at once: who comes second finds that the due time has
+// moved, and dispatches nothing.
+func (c *Client) DispatchDue(ctx context.Context) (int, error) {
+	due, err := send(ctx, "read due schedules", func(ctx context.Context) ([]db.TaskScheduleDueRow, error) {
+		return c.q.TaskScheduleDue(ctx, c.db, db.TaskScheduleDueParams{TaskNames: c.cfg.Registry.Names(), Most: 100})
+	})
+	if err != nil {
+		return 0, err
+	}
+	dispatched := 0
+	var errs []error
+	for _, row := range due {
+		switch err := c.fire(ctx, row); {
+		case err == nil:
+			dispatched++
+		case !errors.Is(err, errNotDue):
+			errs = append(errs, fmt.Errorf("schedule %q: %w", row.Name, err))
+		}
+	}
+	if dispatched > 0 {
+		c.wake()
+	}
+	return dispatched, errors.Join(errs...)
+}
+
+var errNotDue = errors.New("dispatched by another process")
+
+func (c *Client) fire(ctx context.Context, row db.TaskScheduleDueRow) error {
+	args, err := c.keys.open(row.Args)
+	if err != nil {
+		return err
+	}
+	s := Schedule{Task: row.TaskName, Args: args, Exclusive: row.Exclusive, Shared: row.Shared, Priority: int(row.Priority)}
+	p, err := c.prepare(caller{}, []Request{s.request()})
+	if err != nil {
+		return err
+	}
+	p.Schedule, p.ScheduleDue, p.ScheduleNext = row.ID, row.NextDispatch, row.NextByInterval
+	if row.Cron.Valid {
+		next, err := cronNext(row.Cron.String, row.Now.Time)
+		if err != nil {
+			return err
+		}
+		p.ScheduleNext = pgtype.Timestamptz{Time: next, Valid: true}
+	}
+	_, err = c.sendDispatch(ctx, p)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == codeNotDue {
+		return errNotDue
+	}
+	return err
+}
