@@ -76,7 +76,8 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 
 // DispatchTx hands out tasks within the caller's transaction: they exist exactly if it commits. The
 // locks of their resources' queues are held until then, so the transaction should end soon.
-// Immediate tasks are left to workers, since they cannot run before the commit.
+// Immediate tasks are left to workers, since they cannot run before the commit. The transaction must
+// be READ COMMITTED: in a stricter one the database refuses.
 func (c *Client) DispatchTx(ctx context.Context, tx pgx.Tx, rs ...Request) ([]Dispatched, error) {
 	by := c.outside()
 	by.holder = nil

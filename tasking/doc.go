@@ -14,5 +14,6 @@
 // stopped.
 //
 // Nothing here holds a database session: every call is one statement, safe behind a transaction
-// pooler, except dispatch in the caller's own transaction.
+// pooler, except dispatch in the caller's own transaction, which must be READ COMMITTED, PostgreSQL's
+// default.
 package tasking

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	pep440 "github.com/aquasecurity/go-pep440-version"
 )
@@ -103,6 +104,9 @@ func (t *Type[A, R]) entry() entry {
 		out, err := json.Marshal(result)
 		if err != nil {
 			return nil, fmt.Errorf("encode result: %w", err)
+		}
+		if !utf8.Valid(out) {
+			return nil, errors.New("encode result: not UTF-8")
 		}
 		if string(out) == "null" {
 			return nil, nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -204,9 +205,11 @@ type shift struct {
 	unsent []ending
 	// recovering: an answer got lost, so the database may hold claims for us that we don't know of.
 	recovering bool
-	failures   int
-	idle       bool // the last turn found nothing to claim
-	dueIn      time.Duration
+	// singly: the database refused what something in unsent holds, so endings go one by one.
+	singly   bool
+	failures int
+	idle     bool // the last turn found nothing to claim
+	dueIn    time.Duration
 
 	ended  chan ending
 	turned chan turn
@@ -376,6 +379,9 @@ func (s *shift) turn(life context.Context, stopping bool) {
 		t.wanted = s.w.cfg.Concurrency - len(s.slots)
 	}
 	s.unsent = nil
+	if s.singly && len(t.sent) > 1 {
+		t.sent, s.unsent = t.sent[:1:1], t.sent[1:]
+	}
 	p, err := s.params(t)
 	if err != nil {
 		t.err = err
@@ -462,6 +468,7 @@ func (s *shift) take(life context.Context, t turn) error {
 		}
 		if !resend.Passing(t.err) {
 			s.log.Error("turn was refused", "err", t.err)
+			s.isolate(t, pg)
 		}
 		// It may have been committed all the same: then the database holds claims for us.
 		s.recovering = true
@@ -469,6 +476,7 @@ func (s *shift) take(life context.Context, t turn) error {
 		return nil
 	}
 	s.recovering, s.failures = false, 0
+	s.singly = s.singly && len(s.unsent) > 0
 	for _, k := range t.kinds {
 		var needs map[string]string
 		if err := json.Unmarshal(k.Versions, &needs); err != nil {
@@ -507,6 +515,22 @@ func (s *shift) take(life context.Context, t turn) error {
 	// Nothing more is there for us if we asked for more than we got, and know all kinds.
 	s.idle = t.wanted > claimed && len(t.kinds) == 0 && t.queued == 0
 	return nil
+}
+
+// isolate keeps an ending whose result the database cannot store from holding up the others: they are
+// sent one by one, and the one that is refused alone is recorded as failed with the refusal.
+func (s *shift) isolate(t turn, refusal *pgconn.PgError) {
+	// 22: data exception, 54: program limit exceeded.
+	if refusal == nil || (!strings.HasPrefix(refusal.Code, "22") && !strings.HasPrefix(refusal.Code, "54")) {
+		return
+	}
+	s.singly = true
+	if len(t.sent) == 1 {
+		trace := ""
+		s.unsent[0].outcome = tasking.Outcome{State: tasking.Failed, Error: &tasking.Error{
+			Description: fmt.Sprintf("The database refused the outcome: %s (SQLSTATE %s).", refusal.Message, refusal.Code), Traceback: &trace,
+		}}
+	}
 }
 
 // start runs a claimed task in a goroutine. A crash from here on leaves it running under our app

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path"
 	"slices"
 	"time"
 
@@ -64,8 +65,14 @@ func byVersion(a, b Migration) int { return cmp.Compare(a.Version, b.Version) }
 // Up applies all migrations that the database at url lacks. A database that is
 // newer than this binary is left as it is. Each migration is logged.
 func Up(ctx context.Context, url string, log *slog.Logger) error {
-	return withProvider(ctx, url, log, func(p *goose.Provider) error {
-		if _, err := p.Up(ctx); err != nil {
+	return withProvider(ctx, url, func(p *goose.Provider) error {
+		done, err := p.Up(ctx)
+		for _, m := range done {
+			if log != nil {
+				log.Info("migration applied", "version", m.Source.Version, "file", path.Base(m.Source.Path), "took", m.Duration)
+			}
+		}
+		if err != nil {
 			return fmt.Errorf("migrate up: %w", err)
 		}
 		return nil
@@ -76,7 +83,7 @@ func Up(ctx context.Context, url string, log *slog.Logger) error {
 //
 // The error matches [ErrTooNew] if this binary does not have that migration.
 func Down(ctx context.Context, url string) error {
-	return withProvider(ctx, url, nil, func(p *goose.Provider) error {
+	return withProvider(ctx, url, func(p *goose.Provider) error {
 		if _, err := p.Down(ctx); err != nil {
 			return downError(ctx, p, err)
 		}
@@ -89,7 +96,7 @@ func Down(ctx context.Context, url string) error {
 //
 // The error matches [ErrTooNew] if this binary lacks one of the migrations.
 func DownTo(ctx context.Context, url string, version int64) error {
-	return withProvider(ctx, url, nil, func(p *goose.Provider) error {
+	return withProvider(ctx, url, func(p *goose.Provider) error {
 		if _, err := p.DownTo(ctx, version); err != nil {
 			return downError(ctx, p, err)
 		}
@@ -119,10 +126,7 @@ func config(url string) (*pgx.ConnConfig, error) {
 }
 
 // withProvider calls do with a goose provider for the database at url.
-func withProvider(ctx context.Context, url string, log *slog.Logger, do func(*goose.Provider) error) (err error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
+func withProvider(ctx context.Context, url string, do func(*goose.Provider) error) (err error) {
 	cfg, err := config(url)
 	if err != nil {
 		return err
@@ -132,14 +136,14 @@ func withProvider(ctx context.Context, url string, log *slog.Logger, do func(*go
 	if err := db.PingContext(ctx); err != nil {
 		return fmt.Errorf("connect to the database: %w", err)
 	}
-	p, err := provider(db, log)
+	p, err := provider(db)
 	if err != nil {
 		return err
 	}
 	return do(p)
 }
 
-func provider(db *sql.DB, log *slog.Logger) (*goose.Provider, error) {
+func provider(db *sql.DB) (*goose.Provider, error) {
 	// The lease of 30 s is renewed every 5 s. The lock is tried for long enough
 	// that a migrator survives a long migration of another one.
 	locker, err := lock.NewPostgresTableLocker(
@@ -153,8 +157,6 @@ func provider(db *sql.DB, log *slog.Logger) (*goose.Provider, error) {
 	p, err := goose.NewProvider(goose.DialectPostgres, db, schema.FS,
 		goose.WithLocker(locker),
 		goose.WithDisableGlobalRegistry(true),
-		goose.WithSlog(log),
-		goose.WithVerbose(true),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("prepare migrations: %w", err)

@@ -33,10 +33,12 @@ COMMENT ON FUNCTION resource_is_domain IS
     'Every task shares its domain. Such a share takes one stripe and has no row in the queue while no exclusive reservation of the domain is queued.';
 
 -- +goose StatementBegin
-CREATE FUNCTION resource_contended(queue text) RETURNS boolean LANGUAGE sql STABLE AS $$
+CREATE FUNCTION resource_contended(queue text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
     -- Granted rows stand first and an exclusive grant stands alone, so the last row tells.
-    SELECT coalesce((SELECT r.exclusive OR NOT r.granted FROM task_reservation r
-                     WHERE r.resource = queue ORDER BY r.seq DESC LIMIT 1), false)
+    RETURN coalesce((SELECT r.exclusive OR NOT r.granted FROM task_reservation r
+                     WHERE r.resource = queue ORDER BY r.seq DESC LIMIT 1), false);
+END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION resource_contended IS 'Whether an exclusive reservation is queued, granted or not.';
@@ -73,6 +75,11 @@ DECLARE
     weak   int[];
     strong int[];
 BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'tasks are moved in READ COMMITTED transactions only, this one is %', upper(current_setting('transaction_isolation'))
+            USING ERRCODE = 'invalid_transaction_state',
+            DETAIL = 'A snapshot that is older than the locks would let tasks run together that exclude each other.';
+    END IF;
     -- The backend's pid spreads the shares of a domain over its stripes.
     SELECT coalesce(array_agg(DISTINCT CASE WHEN resource_is_domain(r) THEN -1 - pg_backend_pid() % 64
                                             ELSE resource_bucket(r) END), '{}')
@@ -180,7 +187,7 @@ CREATE FUNCTION task_dispatch(
     immediates boolean[], deferreds boolean[], not_befores timestamptz[],
     reserving int[], resources text[], exclusives boolean[])
 RETURNS TABLE (task_id uuid, task_state task_state, task_created_at timestamptz) LANGUAGE plpgsql
-SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
     kind_ids int[] := task_kinds(kind_names, kind_versions, kind_attempts, kind_backoffs);
@@ -283,7 +290,7 @@ COMMENT ON FUNCTION task_reserves IS 'What these tasks reserve, one row per task
 
 -- +goose StatementBegin
 CREATE FUNCTION task_enqueue_due(most int) RETURNS int LANGUAGE plpgsql
-SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
 DECLARE
     ids   uuid[];
     moved int;
@@ -479,7 +486,7 @@ COMMENT ON FUNCTION task_finish IS
 -- +goose StatementBegin
 CREATE FUNCTION task_cancel(ids uuid[]) RETURNS TABLE (task_id uuid, task_state task_state, changed boolean)
 LANGUAGE plpgsql
-SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
 #variable_conflict use_column
 DECLARE
     queues text[] := task_queues_lock(ids);
@@ -508,7 +515,7 @@ COMMENT ON FUNCTION task_cancel IS
 -- +goose StatementBegin
 CREATE FUNCTION task_abandoned_finish(most int, error text)
 RETURNS TABLE (task_id uuid, task_state task_state) LANGUAGE plpgsql
-SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
 #variable_conflict use_column
 DECLARE
     ids      uuid[];
@@ -538,7 +545,7 @@ CREATE FUNCTION task_turn(
 RETURNS TABLE (event text, task_id uuid, task_kind int, task_state task_state, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
     created timestamptz, due_in double precision) LANGUAGE plpgsql
-SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
 #variable_conflict use_column
 DECLARE
     next    record;
