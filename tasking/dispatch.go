@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
 )
 
@@ -75,7 +76,9 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 }
 
 // DispatchTx hands out tasks within the caller's transaction: they exist exactly if it commits. The
-// locks of their resources' queues are held until then, so the transaction should end soon.
+// locks of their resources' queues are held until then, so the transaction should end soon; with a task
+// that reserves the domain exclusively, everybody waits for it. Hand out all tasks in one call: the
+// locks of two calls are not ordered, and PostgreSQL may have to end one of two such transactions.
 // Immediate tasks are left to workers, since they cannot run before the commit. The transaction must
 // be READ COMMITTED: in a stricter one the database refuses.
 func (c *Client) DispatchTx(ctx context.Context, tx pgx.Tx, rs ...Request) ([]Dispatched, error) {
@@ -175,6 +178,8 @@ func explainDispatch(err error) error {
 	switch {
 	case pg.Code == codeParentLost:
 		return fmt.Errorf("%w: %s", ErrLockLost, pg.Message)
+	case pg.ConstraintName == "task_app_lock_fkey":
+		return fmt.Errorf("run it here: %w", appstatus.ErrLost)
 	case pg.ConstraintName == "task_group_fkey":
 		return fmt.Errorf("task group: %w", ErrNotFound)
 	}
@@ -213,7 +218,7 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 		if !ok {
 			return p, fmt.Errorf("dispatch %q: %w; known are: %s", r.Name, ErrUnknownType, strings.Join(c.cfg.Registry.Names(), ", "))
 		}
-		if err := r.validate(e); err != nil {
+		if err := r.validate(); err != nil {
 			return p, err
 		}
 		args, err := encodeArgs(r.Args)

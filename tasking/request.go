@@ -85,8 +85,8 @@ func (o Options) reservations() []reservation {
 	return out
 }
 
-// validate checks a request against its type; the error says what is wrong and wraps ErrInvalid.
-func (r Request) validate(e entry) error {
+// validate checks a request; the error says what is wrong and wraps ErrInvalid.
+func (r Request) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, invalid(format, args...)) }
 	for _, names := range [][]string{r.Exclusive, r.Shared} {

@@ -47,7 +47,7 @@ type Schedule struct {
 // SaveSchedule adds a schedule, or replaces the one of its name, and returns it with ID and Next.
 func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error) {
 	what := fmt.Sprintf("save schedule %q", s.Name)
-	e, ok := c.cfg.Registry.types[s.Task]
+	_, ok := c.cfg.Registry.types[s.Task]
 	switch {
 	case s.Name == "" || len(s.Name) > 255:
 		return s, fmt.Errorf("save schedule: %w", invalid("a name of 1 to 255 bytes is required"))
@@ -63,7 +63,7 @@ func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error)
 	if s.Args == nil {
 		s.Args = json.RawMessage("null")
 	}
-	if err := s.request().validate(e); err != nil {
+	if err := s.request().validate(); err != nil {
 		return s, fmt.Errorf("%s: %w", what, err)
 	}
 	args, err := encodeArgs(s.Args)

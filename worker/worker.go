@@ -266,8 +266,10 @@ func (s *shift) run(ctx, life context.Context) error {
 		turning  bool
 		now      bool // turn without waiting for the timer
 		pausing  bool // after a failure, until the timer
-		grace    <-chan time.Time
 	)
+	grace := time.NewTimer(0)
+	defer grace.Stop()
+	<-grace.C
 	for {
 		if !turning && !pausing && (now || len(s.unsent) > 0) {
 			now = false
@@ -319,15 +321,13 @@ func (s *shift) run(ctx, life context.Context) error {
 		case <-stop:
 			stop, stopping = nil, true
 			if s.w.cfg.Grace >= 0 {
-				timer := time.NewTimer(s.w.cfg.Grace)
-				defer timer.Stop()
-				grace = timer.C
+				grace.Reset(s.w.cfg.Grace)
 			}
 			s.log.Info("worker is stopping", "running", len(s.slots))
 		case <-drain:
 			drain, stopping = nil, true
 			s.log.Info("worker is draining", "running", len(s.slots))
-		case <-grace:
+		case <-grace.C:
 			s.cancelAll(tasking.ErrShutdown)
 		case <-abort:
 			abort = nil

@@ -92,8 +92,9 @@ var databases atomic.Int64
 func Main(m *testing.M) {
 	code := m.Run()
 	shared.Lock()
-	defer shared.Unlock()
-	if s := shared.services; s != nil {
+	s := shared.services
+	shared.Unlock()
+	if s != nil {
 		if err := s.Server.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "dbtest:", err)
 			code = max(code, 1)

@@ -114,7 +114,7 @@ func (c *child) awaitReady(ctx context.Context, try func(context.Context) error)
 	for {
 		err := try(ctx)
 		if c.exited() {
-			return fmt.Errorf("exited at once: %v", c.err)
+			return fmt.Errorf("exited at once: %w", c.err)
 		}
 		if err == nil {
 			return nil
@@ -125,7 +125,7 @@ func (c *child) awaitReady(ctx context.Context, try func(context.Context) error)
 			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("not ready: %w (last: %v)", context.Cause(ctx), err)
+			return fmt.Errorf("not ready: %w (last: %w)", context.Cause(ctx), err)
 		case <-timer.C:
 		}
 		delay = min(2*delay, 100*time.Millisecond)

@@ -287,6 +287,7 @@ func (h *home) clearStale(ctx context.Context) error {
 			return nil
 		case gone, unknown:
 			return nil
+		case alive:
 		}
 		if !signaled {
 			_ = syscall.Kill(pid, syscall.SIGINT)

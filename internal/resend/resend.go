@@ -20,8 +20,7 @@ import (
 // Passing reports whether an error is about the way to the database, or about a conflict that a
 // second try avoids, and not about the statement.
 func Passing(err error) bool {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch pg.Code {
 		case "40001", "40P01", // serialization failure, deadlock
 			"55P03", "57014", // lock not available, statement timeout
