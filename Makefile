@@ -54,7 +54,7 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 	done
 
 .PHONY: demo
-demo: ## sync and publish the files of DIR on a database of its own and write OUT
+demo: ## make the PULP_MANIFEST of DIR with the tasking system and write OUT
 	go run ./cmd/pith demo $(ARGS) --out '$(OUT)' '$(DIR)'
 
 .PHONY: dev

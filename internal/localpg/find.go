@@ -35,6 +35,9 @@ var binDirs = []string{
 	"/Applications/Postgres.app/Contents/Versions/*/bin",
 }
 
+// ErrNoPgBouncer means that there is no PgBouncer here, and that none could be installed.
+var ErrNoPgBouncer = errors.New("PgBouncer is not installed")
+
 // sbinDirs are where pgbouncer may be outside of PATH.
 var sbinDirs = []string{"/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/bin"}
 
@@ -203,5 +206,5 @@ func findBouncer(ctx context.Context, cfg Config, cache string) (pooler, error) 
 			err = errors.New("the package pgbouncer has no program that can be run")
 		}
 	}
-	return pooler{}, fmt.Errorf("PgBouncer is not installed (%w): install the package pgbouncer", err)
+	return pooler{}, fmt.Errorf("%w (%w): install the package pgbouncer", ErrNoPgBouncer, err)
 }

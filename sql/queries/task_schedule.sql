@@ -14,7 +14,7 @@ DELETE FROM task_schedule WHERE name = @name::text;
 
 -- name: TaskScheduleList :many
 SELECT s.id, s.name, s.task_name, s.args, s.exclusive, s.shared, s.priority, s.cron, s.next_dispatch, s.last_task, s.created_at,
-    extract(epoch FROM s.dispatch_interval)::float8 AS interval_seconds
+    coalesce(extract(epoch FROM s.dispatch_interval), 0)::float8 AS interval_seconds
 FROM task_schedule s ORDER BY s.name LIMIT @most::int OFFSET @skip::int;
 
 -- name: TaskScheduleDue :many

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/pool"
+	"github.com/pithworks/pith/tasking"
+)
+
+// reachTimeout is how long the database may take to answer for the first time.
+const reachTimeout = 10 * time.Second
+
+// open makes a pool and sees whether the database answers.
+func (s *session) open(ctx context.Context) (*pgxpool.Pool, error) {
+	if s.cli.DatabaseURL == "" {
+		return nil, usage("which database? Set PITH_DATABASE_URL or --database-url, or start one with `pith dev`")
+	}
+	p, err := pool.Open(ctx, s.cli.DatabaseURL, pool.Config{NamedStatements: s.cli.Statements == "named"})
+	if err != nil {
+		return nil, usage("%v", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	if err := p.Ping(ctx); err != nil {
+		p.Close()
+		return nil, unreachable(p, err)
+	}
+	return p, nil
+}
+
+// unreachable names the host and the port; the driver's own text has the user, and several lines.
+func unreachable(p *pgxpool.Pool, err error) error {
+	c := p.Config().ConnConfig
+	var pg *pgconn.PgError
+	var dns *net.DNSError
+	var op *net.OpError
+	reason := err.Error()
+	switch {
+	case errors.As(err, &pg):
+		reason = pg.Message
+	case errors.Is(err, context.DeadlineExceeded):
+		reason = fmt.Sprintf("no answer within %s", reachTimeout)
+	case errors.Is(err, context.Canceled):
+		reason = "interrupted"
+	case errors.As(err, &dns):
+		reason = dns.Err
+	case errors.As(err, &op):
+		reason = op.Err.Error()
+	default:
+		for next := err; next != nil; next = errors.Unwrap(next) {
+			reason = next.Error()
+		}
+	}
+	return fmt.Errorf("database %s at %s cannot be used: %s", c.Database, net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), reason)
+}
+
+// connect makes a pool to a database with the schema that this program needs.
+func (s *session) connect(ctx context.Context) (*pgxpool.Pool, error) {
+	p, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	if err := migrate.Check(ctx, p); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// newClient makes a client that knows the built-in types.
+func (s *session) newClient(p *pgxpool.Pool, cfg tasking.Config) (*tasking.Client, error) {
+	if cfg.Registry == nil {
+		var err error
+		if cfg.Registry, err = builtin.Registry(); err != nil {
+			return nil, err
+		}
+	}
+	cfg.Keys, cfg.Log = s.cli.ArgsKeys, s.log
+	client, err := tasking.New(p, cfg)
+	if err != nil {
+		return nil, usage("%v", err)
+	}
+	return client, nil
+}
+
+// withClient calls do with a client for a database that was checked, until a signal to stop.
+func (s *session) withClient(ctx context.Context, do func(context.Context, *tasking.Client) error) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	p, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	client, err := s.newClient(p, tasking.Config{})
+	if err != nil {
+		return err
+	}
+	err = do(ctx, client)
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	return err
+}

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pithworks/pith/internal/demo"
+	"github.com/pithworks/pith/internal/localpg"
+	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/tasking"
+	"github.com/pithworks/pith/worker"
+)
+
+// child makes commands that run this program again, with its settings. They go through the
+// environment: a command line is for everyone to see.
+func (s *session) child(url string, level slog.Level, args ...string) (func() *exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	env := append([]string{}, s.environ...)
+	for flag, value := range map[string]string{
+		"database-url": url, "log-level": level.String(), "args-keys": strings.Join(s.cli.ArgsKeys, ","), "statements": s.cli.Statements,
+	} {
+		env = append(env, variable(flag)+"="+value)
+	}
+	return func() *exec.Cmd {
+		cmd := exec.Command(self, args...)
+		cmd.Env, cmd.Stderr = env, s.err
+		return cmd
+	}, nil
+}
+
+type devCmd struct {
+	Workers int    `default:"2" help:"Worker processes to start."`
+	DataDir string `name:"data-dir" placeholder:"DIR" help:"Where the database is kept. Default: a cache directory."`
+}
+
+// places are the addresses of what dev has started.
+type places struct {
+	Pooled string `json:"database_url"`
+	Direct string `json:"direct_database_url"`
+}
+
+// Run runs the command.
+func (c devCmd) Run(ctx context.Context, s *session) (err error) {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	if c.DataDir == "" {
+		cache, err := localpg.CacheDir()
+		if err != nil {
+			return err
+		}
+		c.DataDir = filepath.Join(cache, "dev")
+	}
+	services, err := demo.StartServices(ctx, demo.ServicesConfig{DataDir: c.DataDir, Log: s.log, Progress: s.err})
+	switch {
+	case errors.Is(err, localpg.ErrInUse):
+		return fmt.Errorf("pith dev runs already, with %s", c.DataDir)
+	case err != nil && ctx.Err() != nil:
+		return errors.New("interrupted")
+	case err != nil:
+		return err
+	}
+	defer func() { err = errors.Join(err, services.Stop()) }()
+	command, err := s.child(services.URL, s.cli.LogLevel, "worker")
+	if err != nil {
+		return err
+	}
+	fleet, err := demo.NewFleet(demo.FleetConfig{Size: c.Workers, Command: command, Log: s.log})
+	if err != nil {
+		return usage("%v", err)
+	}
+	at := places{Pooled: services.URL, Direct: services.DirectURL}
+	err = s.print(at, func(w io.Writer) {
+		fmt.Fprintf(w, "# PostgreSQL %s with %d workers; the data are kept in %s\n", services.Version, c.Workers, c.DataDir)
+		fmt.Fprintf(w, "# through PgBouncer, as the workers are connected:\nexport PITH_DATABASE_URL='%s'\n", at.Pooled)
+		fmt.Fprintf(w, "# without it, for psql and the like:\nexport PITH_DIRECT_DATABASE_URL='%s'\n", at.Direct)
+		fmt.Fprintln(w, "# Ctrl-C stops everything. A worker that is killed is replaced.")
+	})
+	if err != nil {
+		return err
+	}
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return fleet.Run(ctx) })
+	parts.Go(func() error {
+		select {
+		case <-services.Done():
+			return errors.New("PostgreSQL has ended")
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return parts.Wait()
+}
+
+type demoCmd struct {
+	Directory   string        `arg:"" optional:"" help:"Directory of files. Default: /usr/share/doc."`
+	Dir         string        `default:"/usr/share/doc" help:"The same as a flag."`
+	Out         string        `default:"PULP_MANIFEST" help:"The manifest to write."`
+	Workers     int           `default:"4" help:"Worker processes to start."`
+	KillAWorker bool          `name:"kill-a-worker" help:"Kill a worker with SIGKILL in the middle."`
+	Direct      bool          `help:"Do without the pooler."`
+	TTL         time.Duration `name:"ttl" default:"5s" help:"How long after a beat a worker counts as online."`
+}
+
+// Run runs the command.
+func (c demoCmd) Run(ctx context.Context, s *session) (err error) {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	sum, err := c.run(ctx, s)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return errors.New("interrupted: everything is stopped, and no manifest was written")
+	case err != nil:
+		return err
+	}
+	if s.cli.Output == "json" {
+		err = s.printJSON(sum)
+	} else {
+		err = sum.Write(s.out)
+	}
+	if err == nil && !sum.OK() {
+		err = fmt.Errorf("the manifest does not match the disk in %d places", len(sum.Check.Problems))
+	}
+	return err
+}
+
+func (c demoCmd) run(ctx context.Context, s *session) (sum demo.Summary, err error) {
+	dir := c.Dir
+	if c.Directory != "" {
+		dir = c.Directory
+	}
+	// What is normal here, such as the start of a server, is told in the demo's own words.
+	level, log := slog.LevelError, slog.New(slog.DiscardHandler)
+	if s.cli.LogLevel < slog.LevelInfo {
+		level, log = s.cli.LogLevel, s.log
+	}
+	url, admin := s.cli.DatabaseURL, ""
+	if url == "" {
+		services, err := demo.StartServices(ctx, demo.ServicesConfig{Direct: c.Direct, Log: log, Progress: s.err})
+		if err != nil {
+			return sum, err
+		}
+		defer func() { err = errors.Join(err, services.Stop()) }()
+		url, admin = services.URL, services.AdminURL
+	} else {
+		p, err := s.open(ctx)
+		if err != nil {
+			return sum, err
+		}
+		p.Close()
+		if err := migrate.Up(ctx, url, log); err != nil {
+			return sum, err
+		}
+	}
+	s.cli.DatabaseURL = url
+	p, err := s.connect(ctx)
+	if err != nil {
+		return sum, err
+	}
+	defer p.Close()
+	registry, err := tasking.NewRegistry(demo.Types()...)
+	if err != nil {
+		return sum, err
+	}
+	client, err := s.newClient(p, tasking.Config{Registry: registry})
+	if err != nil {
+		return sum, err
+	}
+	command, err := s.child(url, level, "demo-worker", "--ttl", c.TTL.String())
+	if err != nil {
+		return sum, err
+	}
+	fleet, err := demo.NewFleet(demo.FleetConfig{Size: c.Workers, Command: command, Log: log})
+	if err != nil {
+		return sum, usage("%v", err)
+	}
+	cfg := demo.Config{
+		Dir: dir, Out: c.Out, Client: client, Fleet: fleet, Workers: c.Workers, AdminURL: admin,
+		KillAWorker: c.KillAWorker, Progress: s.err,
+	}
+	if isTerminal(s.err) {
+		cfg.Bar = s.err
+	}
+	d, err := demo.New(cfg)
+	if err != nil {
+		return sum, usage("%v", err)
+	}
+	return d.Run(ctx)
+}
+
+// demoWorkerCmd is a worker that knows the demo's task types only.
+type demoWorkerCmd struct {
+	TTL time.Duration `name:"ttl" default:"5s"`
+}
+
+// Run runs the command.
+func (c demoWorkerCmd) Run(ctx context.Context, s *session) error {
+	registry, err := tasking.NewRegistry(demo.Types()...)
+	if err != nil {
+		return err
+	}
+	return s.work(ctx, tasking.Config{Registry: registry, ProgressInterval: 200 * time.Millisecond}, worker.Config{TTL: c.TTL})
+}
