@@ -107,39 +107,40 @@ func (q *Queries) TaskChildren(ctx context.Context, db DBTX, parent pgtype.UUID)
 const TaskDispatch = `-- name: TaskDispatch :many
 SELECT r.task_id::uuid AS id, r.task_state::text AS state, r.task_created_at::timestamptz AS created_at
 FROM task_dispatch(
-    $1::text, $2::uuid, $3::bool, $4::uuid, ($5::text)::json,
-    $6::uuid, $7::timestamptz, $8::timestamptz,
-    $9::text[], $10::text[], $11::int[], ($12::text[])::interval[],
-    $13::uuid[], $14::int[], $15::text[], $16::text[], $17::uuid[], $18::int[],
-    $19::bool[], $20::bool[], $21::timestamptz[],
-    $22::int[], $23::text[], $24::bool[]) AS r (task_id, task_state, task_created_at)
+    $1::text, $2::uuid, $3::bool, $4::uuid, $5::int, ($6::text)::json,
+    $7::uuid, $8::timestamptz, $9::timestamptz,
+    $10::text[], $11::text[], $12::int[], ($13::text[])::interval[],
+    $14::uuid[], $15::int[], $16::text[], $17::text[], $18::uuid[], $19::int[],
+    $20::bool[], $21::bool[], $22::timestamptz[],
+    $23::int[], $24::text[], $25::bool[]) AS r (task_id, task_state, task_created_at)
 `
 
 type TaskDispatchParams struct {
-	Domain       string
-	Dispatcher   pgtype.UUID
-	RunHere      bool
-	Parent       pgtype.UUID
-	Busy         string
-	Schedule     pgtype.UUID
-	ScheduleDue  pgtype.Timestamptz
-	ScheduleNext pgtype.Timestamptz
-	KindNames    []string
-	KindVersions []string
-	KindAttempts []int32
-	KindBackoffs []string
-	IDs          []pgtype.UUID
-	Kinds        []int32
-	Arguments    []string
-	Cids         []string
-	Groups       []pgtype.UUID
-	Priorities   []int32
-	Immediates   []bool
-	Deferreds    []bool
-	NotBefores   []pgtype.Timestamptz
-	Reserving    []int32
-	Resources    []string
-	Exclusives   []bool
+	Domain        string
+	Dispatcher    pgtype.UUID
+	RunHere       bool
+	Parent        pgtype.UUID
+	ParentAttempt int32
+	Busy          string
+	Schedule      pgtype.UUID
+	ScheduleDue   pgtype.Timestamptz
+	ScheduleNext  pgtype.Timestamptz
+	KindNames     []string
+	KindVersions  []string
+	KindAttempts  []int32
+	KindBackoffs  []string
+	IDs           []pgtype.UUID
+	Kinds         []int32
+	Arguments     []string
+	Cids          []string
+	Groups        []pgtype.UUID
+	Priorities    []int32
+	Immediates    []bool
+	Deferreds     []bool
+	NotBefores    []pgtype.Timestamptz
+	Reserving     []int32
+	Resources     []string
+	Exclusives    []bool
 }
 
 type TaskDispatchRow struct {
@@ -155,6 +156,7 @@ func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchPar
 		arg.Dispatcher,
 		arg.RunHere,
 		arg.Parent,
+		arg.ParentAttempt,
 		arg.Busy,
 		arg.Schedule,
 		arg.ScheduleDue,
@@ -455,16 +457,20 @@ func (q *Queries) TaskReadyAhead(ctx context.Context, db DBTX, id pgtype.UUID) (
 }
 
 const TaskStates = `-- name: TaskStates :many
-SELECT t.id, t.state::text AS state, t.created_at FROM task t WHERE t.id = ANY ($1::uuid[])
+SELECT t.id, t.state::text AS state, t.created_at, t.app_lock,
+    coalesce(t.started_at = t.unblocked_at, false)::bool AS at_once
+FROM task t WHERE t.id = ANY ($1::uuid[])
 `
 
 type TaskStatesRow struct {
 	ID        pgtype.UUID
 	State     string
 	CreatedAt pgtype.Timestamptz
+	AppLock   pgtype.UUID
+	AtOnce    bool
 }
 
-// For waiting: what state these tasks are in.
+// What state these tasks are in, and who holds them. At once: started as it was dispatched, by its dispatcher.
 func (q *Queries) TaskStates(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskStatesRow, error) {
 	rows, err := db.Query(ctx, TaskStates, ids)
 	if err != nil {
@@ -474,7 +480,13 @@ func (q *Queries) TaskStates(ctx context.Context, db DBTX, ids []pgtype.UUID) ([
 	var items []TaskStatesRow
 	for rows.Next() {
 		var i TaskStatesRow
-		if err := rows.Scan(&i.ID, &i.State, &i.CreatedAt); err != nil {
+		if err := rows.Scan(
+			&i.ID,
+			&i.State,
+			&i.CreatedAt,
+			&i.AppLock,
+			&i.AtOnce,
+		); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -35,6 +36,7 @@ type Dispatched struct {
 type caller struct {
 	holder        *uuid.UUID
 	parent        *uuid.UUID
+	attempt       int // of the parent
 	group         *uuid.UUID
 	correlationID string
 }
@@ -59,15 +61,23 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	if err != nil {
 		return Dispatched{}, err
 	}
-	out, err := c.sendDispatch(ctx, p)
+	sending := ctx
+	if p.RunHere && r.Immediate {
+		if err := ctx.Err(); err != nil {
+			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
+		}
+		// The task may be given to this process, which must hear of it, or nobody would run it.
+		sending = context.WithoutCancel(ctx)
+	}
+	out, ours, err := c.sendDispatch(sending, p)
 	if err != nil {
 		return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 	}
 	d := out[0]
-	switch d.State {
-	case Running: // immediate, and held by this process
+	switch {
+	case ours:
 		return c.runImmediate(ctx, by, p, d)
-	case Canceled:
+	case d.State == Canceled && r.NotDeferred:
 		d.Error = &Error{Reason: ReasonBusy}
 	default:
 		c.wake()
@@ -112,7 +122,7 @@ func (c *Client) dispatchMany(ctx context.Context, by caller, rs []Request) ([]D
 	if err != nil {
 		return nil, err
 	}
-	out, err := c.sendDispatch(ctx, p)
+	out, _, err := c.sendDispatch(ctx, p)
 	if err != nil {
 		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), err)
 	}
@@ -128,46 +138,38 @@ func (c *Client) prepareMany(by caller, rs []Request) (db.TaskDispatchParams, er
 		}
 	}
 	p, err := c.prepare(by, rs)
-	if err != nil {
-		return p, err
-	}
-	if len(rs) > 1 || by.holder == nil {
-		// Claiming on dispatch is for the single task that its dispatcher runs at once.
-		p.RunHere = false
-	}
-	return p, nil
+	// Claiming on dispatch is for the single task that Dispatch runs at once.
+	p.RunHere = false
+	return p, err
 }
 
-// sendDispatch sends a dispatch until it is known to be in the database.
-func (c *Client) sendDispatch(ctx context.Context, p db.TaskDispatchParams) ([]Dispatched, error) {
-	return send(ctx, "send", func(ctx context.Context) ([]Dispatched, error) {
+// sendDispatch sends a dispatch until it is known to be in the database. It is ours if the database
+// gave the one task to this process, to run it at once.
+func (c *Client) sendDispatch(ctx context.Context, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
+	out, err = send(ctx, "send", func(ctx context.Context) ([]Dispatched, error) {
 		rows, err := c.q.TaskDispatch(ctx, c.db, p)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
-			// An earlier send was committed, all of it, and its answer lost.
-			return c.readDispatched(ctx, p.IDs)
+			// An earlier send was committed, all of it, and its answer lost. Workers may have moved
+			// the tasks on since then.
+			states, err := c.q.TaskStates(ctx, c.db, p.IDs)
+			if err != nil {
+				return nil, err
+			}
+			rows = rows[:0]
+			for _, s := range states {
+				ours = State(s.State) == Running && s.AtOnce && s.AppLock == p.Dispatcher
+				rows = append(rows, db.TaskDispatchRow{ID: s.ID, State: s.State, CreatedAt: s.CreatedAt})
+			}
+			return dispatched(p, rows), nil
 		}
 		if err != nil {
 			return nil, explainDispatch(err)
 		}
+		ours = State(rows[0].State) == Running
 		return dispatched(p, rows), nil
 	})
-}
-
-func (c *Client) readDispatched(ctx context.Context, ids []pgtype.UUID) ([]Dispatched, error) {
-	rows, err := c.q.TaskStates(ctx, c.db, ids)
-	if err != nil {
-		return nil, err
-	}
-	at := make(map[[16]byte]Dispatched, len(rows))
-	for _, r := range rows {
-		at[r.ID.Bytes] = Dispatched{ID: r.ID.Bytes, State: State(r.State), CreatedAt: r.CreatedAt.Time.UTC()}
-	}
-	out := make([]Dispatched, len(ids))
-	for i, id := range ids {
-		out[i] = at[id.Bytes]
-	}
-	return out, nil
+	return out, ours, err
 }
 
 func explainDispatch(err error) error {
@@ -206,7 +208,7 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 	}
 	n := len(rs)
 	p := db.TaskDispatchParams{
-		Domain: Domain, Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), Busy: string(busy), RunHere: by.holder != nil,
+		Domain: Domain, Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), ParentAttempt: int32(by.attempt), Busy: string(busy), RunHere: by.holder != nil,
 		IDs: make([]pgtype.UUID, 0, n), Kinds: make([]int32, 0, n), Arguments: make([]string, 0, n),
 		Cids: make([]string, 0, n), Groups: make([]pgtype.UUID, 0, n), Priorities: make([]int32, 0, n),
 		Immediates: make([]bool, 0, n), Deferreds: make([]bool, 0, n), NotBefores: make([]pgtype.Timestamptz, 0, n),
@@ -268,9 +270,11 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 			p.Resources = append(p.Resources, res.resource)
 			p.Exclusives = append(p.Exclusives, res.exclusive)
 		}
-		if r.NotDeferred && by.holder == nil {
+		// A type without a function is declared here and run elsewhere.
+		p.RunHere = p.RunHere && e.run != nil
+		if r.NotDeferred && !p.RunHere {
 			return p, fmt.Errorf("dispatch %s: %w", r.Name,
-				invalid("a task that may not be deferred runs in this process, which needs Config.App"))
+				invalid("a task that may not be deferred runs in this process, which needs Config.App and the type's function"))
 		}
 	}
 	return p, nil
@@ -288,11 +292,17 @@ func encodeArgs(args any) (json.RawMessage, error) {
 		if !json.Valid(raw) {
 			return nil, invalid("arguments are not JSON: %.80s", raw)
 		}
+		if !utf8.Valid(raw) {
+			return nil, invalid("arguments are not UTF-8: %.80q", raw)
+		}
 		return raw, nil
 	}
 	raw, err := json.Marshal(args)
 	if err != nil {
 		return nil, invalid("arguments cannot be encoded as JSON: %v", err)
+	}
+	if !utf8.Valid(raw) {
+		return nil, invalid("arguments are not UTF-8: %.80q", raw)
 	}
 	return raw, nil
 }

@@ -191,6 +191,9 @@ func checkVersions(versions map[string]string) error {
 		if label == "" {
 			return errors.New("versions: a label is empty")
 		}
+		if strings.ContainsRune(label, 0) {
+			return fmt.Errorf("versions: label %q has a zero byte", label)
+		}
 		if _, err := pep440.Parse(v); err != nil {
 			return fmt.Errorf("versions: %s: %q is not a PEP 440 version such as 3.117.0", label, v)
 		}

@@ -58,7 +58,7 @@ func (r *Run) DispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, e
 }
 
 func (r *Run) caller() caller {
-	return caller{holder: &r.holder, parent: &r.ID, group: r.Group, correlationID: r.CorrelationID}
+	return caller{holder: &r.holder, parent: &r.ID, attempt: r.Attempt, group: r.Group, correlationID: r.CorrelationID}
 }
 
 // Client is the client of the process that runs the task.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/adhocore/gronx"
 	"github.com/google/uuid"
@@ -51,6 +53,8 @@ func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error)
 	switch {
 	case s.Name == "" || len(s.Name) > 255:
 		return s, fmt.Errorf("save schedule: %w", invalid("a name of 1 to 255 bytes is required"))
+	case !utf8.ValidString(s.Name) || strings.ContainsRune(s.Name, 0):
+		return s, fmt.Errorf("%s: %w", what, invalid("a name must be UTF-8 without zero bytes"))
 	case !ok:
 		return s, fmt.Errorf("%s: %q: %w", what, s.Task, ErrUnknownType)
 	case s.Interval != 0 && s.Cron != "":
@@ -116,8 +120,12 @@ func (s Schedule) request() Request {
 }
 
 // cronNext is the first time after a time at which an expression is due.
-func cronNext(expr string, after time.Time) (time.Time, error) {
-	next, err := gronx.NextTickAfter(expr, after.UTC(), false)
+func cronNext(expr string, after time.Time) (next time.Time, err error) {
+	// gronx would also take seconds, years and names such as @daily.
+	err = errors.New("wrong number of fields")
+	if len(strings.Fields(expr)) == 5 {
+		next, err = gronx.NextTickAfter(expr, after.UTC(), false)
+	}
 	if err != nil {
 		return next, invalid("cron expression %q: %v; five fields are needed, such as \"30 4 * * *\"", expr, err)
 	}
@@ -126,10 +134,13 @@ func cronNext(expr string, after time.Time) (time.Time, error) {
 
 // RemoveSchedule deletes the schedule of that name, or returns ErrNotFound. Its tasks stay.
 func (c *Client) RemoveSchedule(ctx context.Context, name string) error {
+	sends := 0
 	n, err := send(ctx, "remove schedule", func(ctx context.Context) (int64, error) {
+		sends++
 		return c.q.TaskScheduleRemove(ctx, c.db, name)
 	})
-	if err == nil && n == 0 {
+	// If it had to be sent again, an earlier send may have removed it.
+	if err == nil && n == 0 && sends == 1 {
 		err = fmt.Errorf("remove schedule %q: %w", name, ErrNotFound)
 	}
 	return err
@@ -197,7 +208,7 @@ func (c *Client) fire(ctx context.Context, row db.TaskScheduleDueRow) error {
 		}
 		p.ScheduleNext = pgtype.Timestamptz{Time: next, Valid: true}
 	}
-	_, err = c.sendDispatch(ctx, p)
+	_, _, err = c.sendDispatch(ctx, p)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == codeNotDue {
 		return errNotDue

@@ -2,7 +2,7 @@
 -- Inserts tasks and queues them: see the function, which takes the locks of their resources.
 SELECT r.task_id::uuid AS id, r.task_state::text AS state, r.task_created_at::timestamptz AS created_at
 FROM task_dispatch(
-    @domain::text, sqlc.narg(dispatcher)::uuid, @run_here::bool, sqlc.narg(parent)::uuid, (@busy::text)::json,
+    @domain::text, sqlc.narg(dispatcher)::uuid, @run_here::bool, sqlc.narg(parent)::uuid, @parent_attempt::int, (@busy::text)::json,
     sqlc.narg(schedule)::uuid, sqlc.narg(schedule_due)::timestamptz, sqlc.narg(schedule_next)::timestamptz,
     @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
     @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
@@ -43,8 +43,10 @@ SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_k
 WHERE t.id = @id::uuid;
 
 -- name: TaskStates :many
--- For waiting: what state these tasks are in.
-SELECT t.id, t.state::text AS state, t.created_at FROM task t WHERE t.id = ANY (@ids::uuid[]);
+-- What state these tasks are in, and who holds them. At once: started as it was dispatched, by its dispatcher.
+SELECT t.id, t.state::text AS state, t.created_at, t.app_lock,
+    coalesce(t.started_at = t.unblocked_at, false)::bool AS at_once
+FROM task t WHERE t.id = ANY (@ids::uuid[]);
 
 -- name: TaskChildren :many
 SELECT t.id FROM task t WHERE t.parent_task = @parent::uuid ORDER BY t.id LIMIT 1000;

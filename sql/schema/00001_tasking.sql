@@ -89,6 +89,7 @@ CREATE TABLE task (
         (state NOT IN ('running', 'canceling') OR (blocked_on = 0 AND started_at IS NOT NULL)),
     CONSTRAINT task_unblocked_iff_not_blocked CHECK
         ((unblocked_at IS NOT NULL) = (blocked_on IS NOT NULL AND blocked_on = 0)),
+    CONSTRAINT task_blocked_on_not_negative CHECK (blocked_on >= 0),
     CONSTRAINT task_runs_somewhere CHECK (immediate OR deferred)
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);

@@ -6,8 +6,10 @@
 -- statement on the wire (a pooler in transaction or statement mode can put it anywhere), and is
 -- planned once per server connection.
 --
--- Locks are taken in one order everywhere: resource_lock by bucket ascending, then rows of task by
--- id ascending. A claim only skips what is locked.
+-- Locks are taken in one order everywhere: resource_lock by bucket ascending, then app_status, then
+-- rows of task by id ascending. A claim only skips what is locked. Deleting an app visits its tasks in
+-- any order, so who is going to lock tasks takes the key of their holder's row before, which keeps it
+-- from being deleted meanwhile.
 --
 -- The functions that clients call pin the shape of the plans of all that they call. A plan that is
 -- cached while a table is small, or that trusts the statistics of a table that has just filled,
@@ -158,8 +160,12 @@ RETURNS int[] LANGUAGE plpgsql AS $$
 DECLARE
     ids  int[] := '{}';
     kind int;
+    i    int;
 BEGIN
-    FOR i IN 1 .. cardinality(names) LOOP
+    -- In one order whatever the caller's: who writes a new kind makes others that write it wait.
+    FOR i IN SELECT u.o FROM unnest(names, needed, attempts, backoffs) WITH ORDINALITY u (name, needed, attempts, backoff, o)
+             ORDER BY u.name, u.needed, u.attempts, u.backoff
+    LOOP
         LOOP
             SELECT k.id INTO kind FROM task_kind k
             WHERE k.name = names[i] AND k.versions = needed[i]::jsonb
@@ -170,7 +176,7 @@ BEGIN
             ON CONFLICT DO NOTHING RETURNING id INTO kind;
             EXIT WHEN FOUND;
         END LOOP;
-        ids := ids || kind;
+        ids[i] := kind;
     END LOOP;
     RETURN ids;
 END
@@ -180,7 +186,7 @@ COMMENT ON FUNCTION task_kinds IS 'The ids of these kinds; one seen for the firs
 
 -- +goose StatementBegin
 CREATE FUNCTION task_dispatch(
-    domain text, dispatcher uuid, run_here boolean, parent uuid, busy json,
+    domain text, dispatcher uuid, run_here boolean, parent uuid, parent_attempt int, busy json,
     schedule uuid, schedule_due timestamptz, schedule_next timestamptz,
     kind_names text[], kind_versions text[], kind_attempts int[], kind_backoffs interval[],
     ids uuid[], kinds int[], arguments text[], cids text[], groups uuid[], priorities int[],
@@ -206,10 +212,12 @@ BEGIN
 
     IF parent IS NOT NULL THEN
         -- Against the sweep: once fenced, a worker adds no children.
+        PERFORM 1 FROM app_status a WHERE a.id = dispatcher FOR KEY SHARE;
         PERFORM 1 FROM task t
-        WHERE t.id = parent AND t.app_lock = dispatcher AND t.state IN ('running', 'canceling') FOR SHARE;
+        WHERE t.id = parent AND t.app_lock = dispatcher AND t.attempt = parent_attempt
+          AND t.state IN ('running', 'canceling') FOR SHARE;
         IF NOT FOUND THEN
-            RAISE EXCEPTION 'task % is not held by app %', parent, dispatcher USING ERRCODE = 'PT001';
+            RAISE EXCEPTION 'attempt % of task % is not held by app %', parent_attempt, parent, dispatcher USING ERRCODE = 'PT001';
         END IF;
     END IF;
 
@@ -239,11 +247,11 @@ BEGIN
         SELECT n.id, kind_ids[n.kind], n.args::json, n.cid, n.in_group, n.priority, n.immediate, n.deferred, n.not_before,
             parent, CASE WHEN r.owns_domain THEN r.reserved ELSE r.reserved || ('shared:' || domain) END,
             s.state, CASE s.state WHEN 'running' THEN dispatcher END, (s.state = 'running')::int,
-            n.blocked_on, CASE n.blocked_on WHEN 0 THEN clock_timestamp() END,
-            CASE s.state WHEN 'running' THEN clock_timestamp() END,
-            CASE s.state WHEN 'canceled' THEN clock_timestamp() END,
+            n.blocked_on, CASE n.blocked_on WHEN 0 THEN n.at END,
+            CASE s.state WHEN 'running' THEN n.at END,
+            CASE s.state WHEN 'canceled' THEN n.at END,
             CASE s.state WHEN 'canceled' THEN busy END
-        FROM (SELECT u.*, CASE WHEN u.due THEN coalesce(b.on_n, 0) END AS blocked_on
+        FROM (SELECT u.*, CASE WHEN u.due THEN coalesce(b.on_n, 0) END AS blocked_on, clock_timestamp() AS at
               FROM unnest(ids, kinds, arguments, cids, groups, priorities, immediates, deferreds, not_befores, due)
                   WITH ORDINALITY u (id, kind, args, cid, in_group, priority, immediate, deferred, not_before, due, o)
               LEFT JOIN blocked b ON b.task = u.o) n
@@ -433,6 +441,7 @@ DECLARE
     ends   task_state[];
     turns  int[];
 BEGIN
+    PERFORM 1 FROM app_status a WHERE a.id = holder FOR KEY SHARE;
     WITH done AS (
         UPDATE task t SET (state, app_lock, finished_at, result, error, not_before, blocked_on, unblocked_at) = (
             SELECT CASE WHEN e.again THEN 'waiting' WHEN t.state = 'canceling' THEN 'canceled' ELSE states[e.i] END::task_state,
@@ -446,7 +455,7 @@ BEGIN
             FROM (SELECT n.i, n.pause, t.state = 'running' AND n.pause IS NOT NULL AS again
                   FROM (SELECT m.i, CASE WHEN states[m.i] = 'failed' THEN (
                             -- The exponent's bound keeps the product within what an interval can hold.
-                            SELECT least(k.backoff * power(2, least(t.attempt - 1, 20)), interval '1 hour')
+                            SELECT least(least(k.backoff, interval '1 hour') * power(2, least(t.attempt - 1, 20)), interval '1 hour')
                             FROM task_kind k WHERE k.id = t.kind AND t.attempt < k.max_attempts) END AS pause
                         FROM (SELECT width_bucket(t.id, ids) AS i) m) n) e)
         WHERE t.id = ANY (ids) AND t.app_lock IS NOT DISTINCT FROM holder
@@ -493,7 +502,13 @@ DECLARE
     ended  uuid[];
     asked  uuid[];
 BEGIN
+    PERFORM 1 FROM app_status a
+    WHERE a.id = ANY (ARRAY(SELECT t.app_lock FROM task t WHERE t.id = ANY (ids) AND t.app_lock IS NOT NULL))
+    ORDER BY a.id FOR KEY SHARE;
     PERFORM 1 FROM task t WHERE t.id = ANY (ids) ORDER BY t.id FOR NO KEY UPDATE;
+    -- A task that was not due may have entered a queue in share while its row was waited for.
+    queues := queues || ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r
+        WHERE r.name <> ALL (queues) AND EXISTS (SELECT FROM task_reservation x WHERE x.resource = r.name));
     WITH done AS (
         UPDATE task t SET state = 'canceled', finished_at = clock_timestamp(), error = NULL
         WHERE t.id = ANY (ids) AND t.state = 'waiting' AND t.app_lock IS NULL
@@ -567,14 +582,16 @@ BEGIN
         SELECT 'claim', t.id, t.kind, t.state, t.attempt, NULL::boolean,
             t.args::text, t.logging_cid, t.task_group, t.parent_task, t.immediate, t.reserved_resources_record,
             t.created_at, NULL::float8
-        FROM task t WHERE t.app_lock = worker AND t.id <> ALL (holding);
+        FROM task t WHERE t.app_lock = worker AND t.id <> ALL (holding)
+          -- What was started as it was dispatched runs inside the dispatcher's call, not in a slot.
+          AND t.started_at <> t.unblocked_at;
         GET DIAGNOSTICS claimed = ROW_COUNT;
         wanted := wanted - claimed;
     END IF;
 
     IF wanted > 0 THEN
-        -- One look per kind and rank that is there, whatever stands behind each head: tasks that
-        -- this worker cannot run cost it one look, not one each.
+        -- One look per kind and rank that is there, whatever stands behind each head; a kind that this
+        -- worker cannot run costs it one look, however many tasks of it there are.
         SELECT t.kind, t.rank, t.seq INTO next FROM task t
         WHERE t.state = 'waiting' AND t.blocked_on = 0 ORDER BY t.kind, t.rank, t.seq LIMIT 1;
         WHILE FOUND LOOP
@@ -582,8 +599,11 @@ BEGIN
                 kinds := kinds || next.kind;
                 ranks := ranks || next.rank;
                 heads := heads || next.seq;
-            ELSIF next.kind <> ALL (known) AND next.kind <> ALL (strange) THEN
-                strange := strange || next.kind;
+            ELSE
+                IF next.kind <> ALL (known) THEN
+                    strange := strange || next.kind;
+                END IF;
+                next.rank := 2147483647; -- on to the next kind, whatever ranks this one has
             END IF;
             SELECT t.kind, t.rank, t.seq INTO next FROM task t
             WHERE t.state = 'waiting' AND t.blocked_on = 0 AND (t.kind, t.rank) > (next.kind, next.rank)
