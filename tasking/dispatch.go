@@ -67,7 +67,9 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 		}
 		// The task may be given to this process, which must hear of it, or nobody would run it.
-		sending = context.WithoutCancel(ctx)
+		var done context.CancelFunc
+		sending, done = outlast(ctx, 2*resendLimit)
+		defer done()
 	}
 	out, ours, err := c.sendDispatch(sending, p)
 	if err != nil {

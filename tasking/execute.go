@@ -22,6 +22,9 @@ var (
 	ErrCanceled = errors.New("task canceled")
 	// ErrShutdown: its worker is shutting down and the grace interval is over.
 	ErrShutdown = errors.New("worker is shutting down")
+	// ErrLeaseLost: the process that held the task may be declared missing at any moment, so the task
+	// is not its own any more, and nothing of it is recorded.
+	ErrLeaseLost = errors.New("lease lost")
 	// ErrTimedOut: an immediate task ran longer than ImmediateTimeout.
 	ErrTimedOut = errors.New("immediate task timed out")
 )
@@ -58,7 +61,7 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, claim Claim) Out
 	out := c.call(ctx, e, run)
 
 	// Whatever ended ctx, what was done is still worth saving.
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
+	last, cancel := outlast(ctx, statementTimeout)
 	defer cancel()
 	if err := run.flush(last); err != nil {
 		run.Log.Warn("save last progress failed", "err", err)
@@ -119,7 +122,7 @@ func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchP
 	}
 	out := c.Execute(ctx, *by.holder, claim)
 	// The end is recorded even if the caller has gone away.
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), resendLimit)
+	last, cancel := outlast(ctx, resendLimit)
 	defer cancel()
 	ends, err := c.finish(last, *by.holder, claim, out)
 	if err != nil {
@@ -127,6 +130,18 @@ func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchP
 	}
 	d.State, d.Error = ends, out.Error
 	return d, nil
+}
+
+// outlast makes a context for what must be sent even when ctx has ended, unless it ended with
+// ErrLeaseLost. It is bounded by limit.
+func outlast(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	stop := context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), ErrLeaseLost) {
+			cancel()
+		}
+	})
+	return out, func() { stop(); cancel() }
 }
 
 // finish records the outcome of one claim and answers the state that the task is in now.

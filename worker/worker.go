@@ -54,9 +54,6 @@ const lookEvery = 1500 * time.Millisecond
 // turnTimeout bounds one turn on the client's side.
 const turnTimeout = 30 * time.Second
 
-// errLeaseLost is the cause by which a worker that was declared missing cancels its tasks.
-var errLeaseLost = errors.New("the worker's lease has ended")
-
 // Worker claims and runs tasks.
 type Worker struct {
 	client *tasking.Client
@@ -203,8 +200,9 @@ type shift struct {
 	slots map[uuid.UUID]*slot
 	// unsent has ended and is not in the database yet.
 	unsent []ending
-	// recovering: an answer got lost, so the database may hold claims for us that we don't know of.
-	recovering bool
+	// recovering: an answer got lost, so until then the database may hold claims for us that we don't
+	// know of. The statement may still be under way there when a later one is answered.
+	recovering time.Time
 	// singly: the database refused what something in unsent holds, so endings go one by one.
 	singly   bool
 	failures int
@@ -299,7 +297,7 @@ func (s *shift) run(ctx, life context.Context) error {
 			turning = false
 			failures := s.failures
 			if err := s.take(life, t); err != nil {
-				s.cancelAll(errLeaseLost)
+				s.cancelAll(tasking.ErrLeaseLost)
 				s.wait()
 				return err
 			}
@@ -333,11 +331,11 @@ func (s *shift) run(ctx, life context.Context) error {
 			abort = nil
 			s.cancelAll(tasking.ErrShutdown)
 		case <-s.app.Lost():
-			s.cancelAll(errLeaseLost)
+			s.cancelAll(tasking.ErrLeaseLost)
 			s.wait()
 			return appstatus.ErrLost
 		case <-life.Done(): // another part of the session has failed
-			s.cancelAll(errLeaseLost)
+			s.cancelAll(tasking.ErrLeaseLost)
 			s.wait()
 			return nil
 		}
@@ -425,7 +423,7 @@ func unknownKinds(rows []db.TaskTurnRow) []int32 {
 
 func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 	p := db.TaskTurnParams{
-		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: s.recovering,
+		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
 		Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 		IDs: []pgtype.UUID{}, Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
 	}
@@ -435,7 +433,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 			p.Runnable = append(p.Runnable, id)
 		}
 	}
-	if s.recovering {
+	if p.Recovering {
 		for id := range s.slots {
 			p.Holding = append(p.Holding, pgUUID(id))
 		}
@@ -471,11 +469,11 @@ func (s *shift) take(life context.Context, t turn) error {
 			s.isolate(t, pg)
 		}
 		// It may have been committed all the same: then the database holds claims for us.
-		s.recovering = true
+		s.recovering = time.Now().Add(2 * turnTimeout)
 		s.failures++
 		return nil
 	}
-	s.recovering, s.failures = false, 0
+	s.failures = 0
 	s.singly = s.singly && len(s.unsent) > 0
 	for _, k := range t.kinds {
 		var needs map[string]string

@@ -403,9 +403,10 @@ func TestTaskOfAMissingWorkerFailsAndItsResourceIsFreed(t *testing.T) {
 func TestWorkerStopsItsTasksBeforeItCountsAsMissing(t *testing.T) {
 	t.Parallel()
 	d := dbtest.New(t)
+	started := make(chan struct{}, 1)
 	causes := make(chan error, 1)
 	hold := tasking.NewType("test.hold", func(ctx context.Context, run *tasking.Run, _ any) (any, error) {
-		causes <- nil
+		started <- struct{}{}
 		<-ctx.Done()
 		// Now, by the database's clock, the lease must still last.
 		var online bool
@@ -414,7 +415,7 @@ func TestWorkerStopsItsTasksBeforeItCountsAsMissing(t *testing.T) {
 		if err == nil && !online {
 			err = errors.New("the lease had ended before the task was stopped")
 		}
-		if err == nil && !errors.Is(context.Cause(ctx), errLeaseLost) {
+		if err == nil && !errors.Is(context.Cause(ctx), tasking.ErrLeaseLost) {
 			err = context.Cause(ctx)
 		}
 		causes <- err
@@ -424,7 +425,7 @@ func TestWorkerStopsItsTasksBeforeItCountsAsMissing(t *testing.T) {
 	c := newClient(t, d.Pool, d, hold)
 	_, stop, _ := start(t, newClient(t, p, d, hold), Config{TTL: 2 * time.Second, Log: d.Log})
 	dispatch(t, c, hold.Request(nil, tasking.Options{}))
-	receive(t, "start", causes)
+	receive(t, "start", started)
 	cut()
 	if err := receive(t, "stop", causes); err != nil {
 		t.Error(err)

@@ -95,7 +95,8 @@ func TestClientsShareServerConnections(t *testing.T) {
 	// A transaction held open keeps its server connection from the others.
 	backend := func(tx interface {
 		QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-	}) (pid int) {
+	},
+	) (pid int) {
 		if err := tx.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
 			t.Fatal(err)
 		}

@@ -24,9 +24,9 @@ var invariants = []invariant{
 	{
 		name: "blocked_on counts the reservations that are not granted",
 		sql: `SELECT t.id, t.state, t.blocked_on, r.pending FROM task t
-			CROSS JOIN LATERAL (SELECT count(*) AS pending FROM task_reservation r WHERE r.task = t.id AND NOT r.granted) r
-			WHERE t.finished_at IS NULL AND t.blocked_on IS DISTINCT FROM r.pending
-			  AND NOT (t.blocked_on IS NULL AND r.pending = 0)`,
+			LEFT JOIN (SELECT r.task, count(*) AS pending FROM task_reservation r WHERE NOT r.granted GROUP BY r.task) r ON r.task = t.id
+			WHERE t.finished_at IS NULL AND t.blocked_on IS DISTINCT FROM coalesce(r.pending, 0)
+			  AND NOT (t.blocked_on IS NULL AND r.pending IS NULL)`,
 	},
 	{
 		name: "a queued task that is not final stands in the queue of each of its resources, all others in none",
