@@ -15,7 +15,8 @@
 -- cached while a table is small, or that trusts the statistics of a table that has just filled,
 -- would read whole queues. For the same reason rows are named by arrays (id = ANY), and what belongs
 -- to a row is found in a parallel array by width_bucket, a binary search: there is no join to plan
--- wrongly, and rows are visited in the order of their ids. Such arrays of ids come sorted. (SET in a function's head is undone when it returns; nothing of it is
+-- wrongly, and rows are visited in the order of their ids. Such arrays of ids come sorted. And a look at
+-- one row is a subquery with a scalar result, since EXISTS becomes a join, too. (SET in a function's head is undone when it returns; nothing of it is
 -- left on the server connection.)
 
 -- Buckets and modes ------------------------------------------------------------------------------
@@ -273,7 +274,7 @@ BEGIN
     IF schedule IS NOT NULL THEN
         UPDATE task_schedule s SET next_dispatch = schedule_next, last_task = ids[1]
         WHERE s.id = schedule AND s.next_dispatch = schedule_due
-          AND NOT EXISTS (SELECT FROM task t WHERE t.id = s.last_task AND t.finished_at IS NULL);
+          AND (SELECT t.finished_at IS NULL FROM task t WHERE t.id = s.last_task) IS NOT TRUE;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'schedule % is not due at %', schedule, schedule_due USING ERRCODE = 'PT002';
         END IF;
@@ -366,7 +367,7 @@ BEGIN
         RAISE EXCEPTION 'an exclusive reservation came in between' USING ERRCODE = 'serialization_failure';
     END IF;
     SELECT coalesce(array_agg(q), '{}') INTO queues FROM unnest(weak || strong) q
-    WHERE EXISTS (SELECT FROM task_reservation r WHERE r.resource = q);
+    WHERE (SELECT true FROM task_reservation r WHERE r.resource = q LIMIT 1);
     RETURN queues;
 END
 $$;
@@ -508,7 +509,7 @@ BEGIN
     PERFORM 1 FROM task t WHERE t.id = ANY (ids) ORDER BY t.id FOR NO KEY UPDATE;
     -- A task that was not due may have entered a queue in share while its row was waited for.
     queues := queues || ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r
-        WHERE r.name <> ALL (queues) AND EXISTS (SELECT FROM task_reservation x WHERE x.resource = r.name));
+        WHERE r.name <> ALL (queues) AND (SELECT true FROM task_reservation x WHERE x.resource = r.name LIMIT 1));
     WITH done AS (
         UPDATE task t SET state = 'canceled', finished_at = clock_timestamp(), error = NULL
         WHERE t.id = ANY (ids) AND t.state = 'waiting' AND t.app_lock IS NULL
