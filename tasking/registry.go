@@ -143,6 +143,7 @@ func NewRegistry(types ...AnyType) (*Registry, error) {
 		} else if e.cfg.Backoff == 0 {
 			e.cfg.Backoff = time.Second
 		}
+		e.cfg.Backoff = min(e.cfg.Backoff, time.Hour) // no pause is longer
 		if err := checkVersions(e.cfg.Versions); err != nil {
 			return nil, fmt.Errorf("task type %s: %w", name, err)
 		}

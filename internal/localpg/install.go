@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,6 +143,8 @@ func fetch(ctx context.Context, cfg Config, major int, cache string, id identity
 		RuntimePath(filepath.Join(work, "runtime")).
 		Logger(io.Discard))
 	startErr := server.Start()
+	// The library leaves its connection, and with it goroutines, to the default client.
+	http.DefaultClient.CloseIdleConnections()
 	if startErr == nil {
 		if err := server.Stop(); err != nil {
 			return installation{}, fmt.Errorf("fetch PostgreSQL: %w", err)
