@@ -63,7 +63,10 @@ type Config struct {
 	Versions map[string]string
 	// TaskNames are the task types that a worker knows. Default: none.
 	TaskNames []string
-	// TTL is how long after a beat the process counts as online. Default: 120 s for api, else 30 s.
+	// Housekeeping says that the process shares in the fleet's duties. Default: false.
+	Housekeeping bool
+	// TTL is how long after a beat the process counts as online, at least a second. Default: 120 s
+	// for api, else 30 s.
 	TTL time.Duration
 	// Log gets one line when beats fail and when they work again. Default: none.
 	Log *slog.Logger
@@ -77,8 +80,11 @@ type App struct {
 	name   string
 	online atomic.Int64
 
+	housekeepers atomic.Int64
+
 	mu    sync.Mutex
 	lease *time.Timer
+	until time.Time // the lease ends; on the monotonic clock
 	lost  chan struct{}
 }
 
@@ -91,8 +97,8 @@ func New(db *pgxpool.Pool, cfg Config) (*App, error) {
 	if cfg.TTL == 0 {
 		cfg.TTL = ttl
 	}
-	if cfg.TTL < 0 {
-		return nil, fmt.Errorf("app ttl %s: must be positive", cfg.TTL)
+	if cfg.TTL < time.Second {
+		return nil, fmt.Errorf("app ttl %s: at least a second is needed", cfg.TTL)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -130,6 +136,17 @@ func (a *App) TTL() time.Duration { return a.cfg.TTL }
 // Online is how many processes of this type were online when last counted, this one included.
 func (a *App) Online() int { return int(a.online.Load()) }
 
+// Housekeepers is how many of them keep house, by the same count.
+func (a *App) Housekeepers() int { return int(a.housekeepers.Load()) }
+
+// Leased reports whether the process may still act under this App. It asks the clock, so it is right
+// also in the moment after a pause of the process, when Lost is not closed yet.
+func (a *App) Leased() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Now().Before(a.until)
+}
+
 // Lost is closed when the lease has ended, before anybody else may take over, or when a beat found
 // no row.
 func (a *App) Lost() <-chan struct{} { return a.lost }
@@ -146,12 +163,13 @@ func (a *App) Register(ctx context.Context) error {
 	}
 	err := resend.Do(ctx, 0, a.cfg.TTL/3, func(ctx context.Context) error {
 		sent := time.Now()
-		online, err := db.New().AppStatusRegister(ctx, a.db, db.AppStatusRegisterParams{
+		fleet, err := db.New().AppStatusRegister(ctx, a.db, db.AppStatusRegisterParams{
 			ID: pgUUID(a.id), AppType: string(a.cfg.Type), Name: a.name, Versions: string(versions),
-			TaskNames: append([]string{}, a.cfg.TaskNames...), TTLSeconds: a.cfg.TTL.Seconds(),
+			TaskNames: append([]string{}, a.cfg.TaskNames...), TTLSeconds: a.cfg.TTL.Seconds(), Housekeeping: a.cfg.Housekeeping,
 		})
 		if err == nil {
-			a.online.Store(int64(online))
+			a.online.Store(int64(fleet.Online))
+			a.housekeepers.Store(int64(fleet.Housekeepers))
 			a.prolong(sent)
 		}
 		return err
@@ -169,14 +187,15 @@ func (a *App) prolong(sent time.Time) {
 	left := a.cfg.TTL - a.margin() - time.Since(sent)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.lease == nil {
+	switch {
+	case a.lease == nil:
 		a.lease = time.AfterFunc(left, a.lose)
-		return
-	}
-	// Stop fails where the lease has ended meanwhile: then this beat came too late.
-	if a.lease.Stop() {
+	case !time.Now().Before(a.until) || !a.lease.Stop():
+		return // the lease has ended meanwhile: this beat came too late
+	default:
 		a.lease.Reset(left)
 	}
+	a.until = sent.Add(a.cfg.TTL - a.margin())
 }
 
 func (a *App) lose() {
@@ -185,6 +204,7 @@ func (a *App) lose() {
 	if a.lease != nil {
 		a.lease.Stop()
 	}
+	a.until = time.Time{}
 	select {
 	case <-a.lost:
 	default:
@@ -255,7 +275,7 @@ func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
 	sent := time.Now()
 	// Counting reads the whole table, so the larger the fleet the rarer each one counts.
 	counting := rand.N(int64(1000)) < 500_000/max(a.online.Load(), 500)
-	online, err := db.New().AppStatusBeat(ctx, own, db.AppStatusBeatParams{ID: pgUUID(a.id), Counting: counting})
+	fleet, err := db.New().AppStatusBeat(ctx, own, db.AppStatusBeatParams{ID: pgUUID(a.id), Counting: counting})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return ErrLost
 	}
@@ -263,7 +283,8 @@ func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
 		return fmt.Errorf("beat: %w", err)
 	}
 	if counting {
-		a.online.Store(int64(online))
+		a.online.Store(int64(fleet.Online))
+		a.housekeepers.Store(int64(fleet.Housekeepers))
 	}
 	a.prolong(sent)
 	return nil

@@ -13,10 +13,12 @@ import (
 )
 
 const AppStatusBeat = `-- name: AppStatusBeat :one
-UPDATE app_status me SET last_heartbeat = now() WHERE me.id = $1::uuid
-RETURNING (CASE WHEN $2::bool THEN
-    (SELECT count(*) FROM app_status a WHERE a.app_type = me.app_type AND a.last_heartbeat + a.ttl >= now())
-    ELSE 0 END)::int AS online
+UPDATE app_status me SET last_heartbeat = now()
+FROM (SELECT count(*) AS online, count(*) FILTER (WHERE a.housekeeping) AS housekeepers
+      FROM app_status a, (SELECT b.app_type FROM app_status b WHERE b.id = $1::uuid) mine
+      WHERE $2::bool AND a.app_type = mine.app_type AND a.last_heartbeat + a.ttl >= now()) fleet
+WHERE me.id = $1::uuid
+RETURNING fleet.online::int AS online, fleet.housekeepers::int AS housekeepers
 `
 
 type AppStatusBeatParams struct {
@@ -24,13 +26,19 @@ type AppStatusBeatParams struct {
 	Counting bool
 }
 
+type AppStatusBeatRow struct {
+	Online       int32
+	Housekeepers int32
+}
+
 // Prolongs the lease. No row: the process was declared missing and must stop. If counting, it also
-// answers how many of its type are online, which reads the whole table, else 0.
-func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) (int32, error) {
+// answers how many of its type are online and how many of them keep house, which reads the whole
+// table, else 0.
+func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) (AppStatusBeatRow, error) {
 	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Counting)
-	var online int32
-	err := row.Scan(&online)
-	return online, err
+	var i AppStatusBeatRow
+	err := row.Scan(&i.Online, &i.Housekeepers)
+	return i, err
 }
 
 const AppStatusCapabilities = `-- name: AppStatusCapabilities :many
@@ -133,29 +141,37 @@ func (q *Queries) AppStatusList(ctx context.Context, db DBTX, arg AppStatusListP
 
 const AppStatusRegister = `-- name: AppStatusRegister :one
 WITH me AS (
-    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl)
-    VALUES ($2::uuid, ($1::text)::app_type, $3::text, ($4::text)::jsonb, $5::text[],
-            make_interval(secs => $6::float8))
+    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl, housekeeping)
+    VALUES ($3::uuid, ($2::text)::app_type, $4::text, ($5::text)::jsonb, $6::text[],
+            make_interval(secs => $7::float8), $1::bool)
     ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
     RETURNING id
 )
-SELECT (count(*) + 1)::int FROM app_status a
-WHERE a.app_type = ($1::text)::app_type AND a.last_heartbeat + a.ttl >= now() AND a.id <> $2::uuid
+SELECT (count(*) + 1)::int AS online, (count(*) FILTER (WHERE a.housekeeping) + ($1::bool)::int)::int AS housekeepers
+FROM app_status a
+WHERE a.app_type = ($2::text)::app_type AND a.last_heartbeat + a.ttl >= now() AND a.id <> $3::uuid
 `
 
 type AppStatusRegisterParams struct {
-	AppType    string
-	ID         pgtype.UUID
-	Name       string
-	Versions   string
-	TaskNames  []string
-	TTLSeconds float64
+	Housekeeping bool
+	AppType      string
+	ID           pgtype.UUID
+	Name         string
+	Versions     string
+	TaskNames    []string
+	TTLSeconds   float64
 }
 
-// Writes the row of a process that starts, and answers how many of its type are online, it included.
-// A second send of the same id changes nothing.
-func (q *Queries) AppStatusRegister(ctx context.Context, db DBTX, arg AppStatusRegisterParams) (int32, error) {
+type AppStatusRegisterRow struct {
+	Online       int32
+	Housekeepers int32
+}
+
+// Writes the row of a process that starts, and answers how many of its type are online, it included,
+// and how many of them keep house. A second send of the same id changes nothing but the beat.
+func (q *Queries) AppStatusRegister(ctx context.Context, db DBTX, arg AppStatusRegisterParams) (AppStatusRegisterRow, error) {
 	row := db.QueryRow(ctx, AppStatusRegister,
+		arg.Housekeeping,
 		arg.AppType,
 		arg.ID,
 		arg.Name,
@@ -163,9 +179,9 @@ func (q *Queries) AppStatusRegister(ctx context.Context, db DBTX, arg AppStatusR
 		arg.TaskNames,
 		arg.TTLSeconds,
 	)
-	var column_1 int32
-	err := row.Scan(&column_1)
-	return column_1, err
+	var i AppStatusRegisterRow
+	err := row.Scan(&i.Online, &i.Housekeepers)
+	return i, err
 }
 
 const AppStatusSweep = `-- name: AppStatusSweep :many

@@ -157,6 +157,8 @@ type AppStatus struct {
 	Versions json.RawMessage
 	// The task types that a worker knows; empty for the other types.
 	TaskNames []string
+	// Shares in the fleet's duties: sweeping, queueing what is due, dispatching schedules.
+	Housekeeping bool
 	// Missing once last_heartbeat + ttl has passed on the database's clock.
 	TTL           pgtype.Interval
 	CreatedAt     pgtype.Timestamptz

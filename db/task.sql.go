@@ -344,10 +344,16 @@ const TaskPurge = `-- name: TaskPurge :one
 WITH page AS (
     SELECT t.id, t.state, t.finished_at FROM task t
     WHERE t.id > $1::uuid ORDER BY t.id LIMIT $2::int
+), old AS MATERIALIZED (
+    SELECT p.id FROM page p
+    WHERE p.finished_at < $3::timestamptz AND p.state = ANY (($4::text[])::task_state[])
+), family AS MATERIALIZED (
+    -- The foreign key takes the parent from the children: lock all in the order of their ids before.
+    SELECT t.id FROM task t
+    WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) OR t.parent_task = ANY (ARRAY(SELECT o.id FROM old o))
+    ORDER BY t.id FOR UPDATE
 ), gone AS (
-    DELETE FROM task t WHERE t.id = ANY (ARRAY(
-        SELECT p.id FROM page p WHERE p.finished_at < $3::timestamptz
-          AND p.state = ANY (($4::text[])::task_state[])))
+    DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last

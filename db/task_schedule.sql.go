@@ -158,14 +158,21 @@ func (q *Queries) TaskScheduleRemove(ctx context.Context, db DBTX, name string) 
 }
 
 const TaskScheduleSave = `-- name: TaskScheduleSave :one
-INSERT INTO task_schedule (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)
-VALUES ($1::uuid, $2::text, $3::text, ($4::text)::json, $5::text[], $6::text[], $7::int,
-        make_interval(secs => $8::float8), $9::text,
-        coalesce($10::timestamptz, now() + make_interval(secs => $11::float8)))
-ON CONFLICT (name) DO UPDATE SET task_name = excluded.task_name, args = excluded.args,
-    exclusive = excluded.exclusive, shared = excluded.shared, priority = excluded.priority,
-    dispatch_interval = excluded.dispatch_interval, cron = excluded.cron, next_dispatch = excluded.next_dispatch
-RETURNING id, next_dispatch
+WITH saved AS (
+    INSERT INTO task_schedule (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)
+    VALUES ($1::uuid, $2::text, $3::text, ($4::text)::json, $5::text[], $6::text[], $7::int,
+            make_interval(secs => $8::float8), $9::text,
+            coalesce($10::timestamptz, now() + make_interval(secs => $11::float8)))
+    ON CONFLICT (name) DO UPDATE SET id = excluded.id, task_name = excluded.task_name, args = excluded.args,
+        exclusive = excluded.exclusive, shared = excluded.shared, priority = excluded.priority,
+        dispatch_interval = excluded.dispatch_interval, cron = excluded.cron, next_dispatch = excluded.next_dispatch
+        WHERE task_schedule.id <> excluded.id
+    RETURNING id, next_dispatch
+)
+SELECT s.id, s.next_dispatch FROM saved s
+UNION ALL
+SELECT t.id, t.next_dispatch FROM task_schedule t WHERE t.id = $1::uuid
+LIMIT 1
 `
 
 type TaskScheduleSaveParams struct {
@@ -187,7 +194,8 @@ type TaskScheduleSaveRow struct {
 	NextDispatch pgtype.Timestamptz
 }
 
-// Adds a schedule, or replaces the one of that name; its id stays.
+// Adds a schedule, or replaces the one of that name. The id is the caller's and new: sent again, the
+// statement finds it there and changes nothing.
 func (q *Queries) TaskScheduleSave(ctx context.Context, db DBTX, arg TaskScheduleSaveParams) (TaskScheduleSaveRow, error) {
 	row := db.QueryRow(ctx, TaskScheduleSave,
 		arg.ID,

@@ -17,7 +17,8 @@ import (
 
 // Config adds to what the URL says. The zero value is right behind any pooler.
 type Config struct {
-	// MaxConns bounds the client connections. Default: pool_max_conns of the URL, else 4.
+	// MaxConns bounds the client connections. Default: pool_max_conns of the URL, else pgx's own, the
+	// greater of 4 and the number of CPUs.
 	MaxConns int32
 	// NamedStatements turns pgx's statement cache on. Only for a direct connection, or a pooler that
 	// tracks named statements (PgBouncer from 1.21 with max_prepared_statements above 0).
@@ -43,11 +44,8 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	for name := range c.ConnConfig.RuntimeParams {
 		return nil, fmt.Errorf("parse database URL: startup parameter %q is not possible behind a pooler: set it for the role (ALTER ROLE … SET)", name)
 	}
-	switch {
-	case cfg.MaxConns > 0:
+	if cfg.MaxConns > 0 {
 		c.MaxConns = cfg.MaxConns
-	case c.MaxConns < 4:
-		c.MaxConns = 4
 	}
 	c.ConnConfig.Tracer = cfg.Tracer
 	c.BeforeConnect = cfg.BeforeConnect

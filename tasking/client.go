@@ -93,8 +93,13 @@ func (c *Client) wake() {
 // send sends a statement that is safe to send again until it succeeds, fails for good, or
 // resendLimit has passed.
 func send[T any](ctx context.Context, what string, statement func(context.Context) (T, error)) (T, error) {
+	return sendFor(ctx, resendLimit, what, statement)
+}
+
+// sendFor is send with a limit of its own; 0 is none.
+func sendFor[T any](ctx context.Context, limit time.Duration, what string, statement func(context.Context) (T, error)) (T, error) {
 	var out T
-	err := resend.Do(ctx, resendLimit, statementTimeout, func(ctx context.Context) error {
+	err := resend.Do(ctx, limit, statementTimeout, func(ctx context.Context) error {
 		var err error
 		out, err = statement(ctx)
 		return err

@@ -35,6 +35,7 @@ type Dispatched struct {
 // caller is on whose behalf a dispatch happens: outside a task nobody's.
 type caller struct {
 	holder        *uuid.UUID
+	lost          <-chan struct{} // closed when the holder's lease has ended
 	parent        *uuid.UUID
 	attempt       int // of the parent
 	group         *uuid.UUID
@@ -42,15 +43,16 @@ type caller struct {
 }
 
 func (c *Client) outside() caller {
-	if c.cfg.App == nil {
+	if c.cfg.App == nil || !c.cfg.App.Leased() {
 		return caller{}
 	}
 	id := c.cfg.App.ID()
-	return caller{holder: &id}
+	return caller{holder: &id, lost: c.cfg.App.Lost()}
 }
 
 // Dispatch hands out one task. An immediate one whose resources are free runs before Dispatch
-// returns; how it ended is in State and Error. The errors are ErrInvalid for a request that can never
+// returns; how it ended is in State and Error. Such a call does not end before it is known what became
+// of the task, or the process's lease has ended, even if ctx ends or the database is away. The errors are ErrInvalid for a request that can never
 // be dispatched, ErrUnknownType, and what the database says.
 func (c *Client) Dispatch(ctx context.Context, r Request) (Dispatched, error) {
 	return c.dispatch(ctx, c.outside(), r)
@@ -61,17 +63,18 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	if err != nil {
 		return Dispatched{}, err
 	}
-	sending := ctx
+	sending, limit := ctx, resendLimit
 	if p.RunHere && r.Immediate {
 		if err := ctx.Err(); err != nil {
 			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 		}
 		// The task may be given to this process, which must hear of it, or nobody would run it.
 		var done context.CancelFunc
-		sending, done = outlast(ctx, 2*resendLimit)
+		sending, done = whileHeld(ctx, by.lost)
+		limit = 0
 		defer done()
 	}
-	out, ours, err := c.sendDispatch(sending, p)
+	out, ours, err := c.sendDispatch(sending, limit, p)
 	if err != nil {
 		return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 	}
@@ -124,7 +127,7 @@ func (c *Client) dispatchMany(ctx context.Context, by caller, rs []Request) ([]D
 	if err != nil {
 		return nil, err
 	}
-	out, _, err := c.sendDispatch(ctx, p)
+	out, _, err := c.sendDispatch(ctx, resendLimit, p)
 	if err != nil {
 		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), err)
 	}
@@ -147,8 +150,8 @@ func (c *Client) prepareMany(by caller, rs []Request) (db.TaskDispatchParams, er
 
 // sendDispatch sends a dispatch until it is known to be in the database. It is ours if the database
 // gave the one task to this process, to run it at once.
-func (c *Client) sendDispatch(ctx context.Context, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
-	out, err = send(ctx, "send", func(ctx context.Context) ([]Dispatched, error) {
+func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
+	out, err = sendFor(ctx, limit, "send", func(ctx context.Context) ([]Dispatched, error) {
 		rows, err := c.q.TaskDispatch(ctx, c.db, p)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
@@ -247,7 +250,7 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 			p.KindNames = append(p.KindNames, r.Name)
 			p.KindVersions = append(p.KindVersions, string(needs))
 			p.KindAttempts = append(p.KindAttempts, int32(e.cfg.MaxAttempts))
-			p.KindBackoffs = append(p.KindBackoffs, fmt.Sprintf("%d microseconds", e.cfg.Backoff.Microseconds()))
+			p.KindBackoffs = append(p.KindBackoffs, fmt.Sprintf("%.6f seconds", e.cfg.Backoff.Seconds()))
 			kinds[key] = int32(len(p.KindNames))
 		}
 		id, err := uuid.NewV7()
@@ -275,6 +278,9 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 		// A type without a function is declared here and run elsewhere.
 		p.RunHere = p.RunHere && e.run != nil
 		if r.NotDeferred && !p.RunHere {
+			if c.cfg.App != nil && by.holder == nil {
+				return p, fmt.Errorf("dispatch %s: %w", r.Name, appstatus.ErrLost)
+			}
 			return p, fmt.Errorf("dispatch %s: %w", r.Name,
 				invalid("a task that may not be deferred runs in this process, which needs Config.App and the type's function"))
 		}

@@ -38,7 +38,8 @@ type Outcome struct {
 
 // Execute runs the function of a claimed task in this goroutine, for whoever holds the task, and
 // tells how it ended. It moves nothing in the database: that is the holder's to do, with the claim's
-// attempt. A panic is a failure with its stack as traceback.
+// attempt. When the holder's lease ends, it ends ctx with ErrLeaseLost as its cause. A panic is a
+// failure with its stack as traceback.
 func (c *Client) Execute(ctx context.Context, holder uuid.UUID, claim Claim) Outcome {
 	e, ok := c.cfg.Registry.types[claim.Name]
 	if !ok || e.run == nil {
@@ -55,14 +56,22 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, claim Claim) Out
 		ctx, cancel = context.WithTimeoutCause(ctx, ImmediateTimeout, ErrTimedOut)
 		defer cancel()
 	}
-	run := &Run{Claim: claim, client: c, holder: holder, Log: c.cfg.Log.With(
+	lost := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		if errors.Is(context.Cause(ctx), ErrLeaseLost) {
+			close(lost)
+		}
+	})()
+	run := &Run{Claim: claim, client: c, holder: holder, lost: lost, Log: c.cfg.Log.With(
 		slog.String("task_name", claim.Name), slog.String("task", claim.ID.String()), slog.String("correlation_id", claim.CorrelationID))}
 
 	out := c.call(ctx, e, run)
 
 	// Whatever ended ctx, what was done is still worth saving.
-	last, cancel := outlast(ctx, statementTimeout)
+	last, cancel := whileHeld(ctx, lost)
 	defer cancel()
+	last, done := context.WithTimeout(last, statementTimeout)
+	defer done()
 	if err := run.flush(last); err != nil {
 		run.Log.Warn("save last progress failed", "err", err)
 	}
@@ -113,18 +122,25 @@ func traceback(err error) string {
 	return b.String()
 }
 
-// runImmediate runs a task that dispatch has given to this process, and records how it ended. If
-// this process dies meanwhile, the task stays running until its app status is swept, and then fails.
+// runImmediate runs a task that dispatch has given to this process, and records how it ended, however
+// long the database is away, as long as the lease lasts. If the lease ends or the process dies, the
+// task stays running until its app status is swept, and then fails.
 func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchParams, d Dispatched) (Dispatched, error) {
 	claim := Claim{
 		ID: d.ID, Attempt: 1, Name: p.KindNames[0], Args: json.RawMessage(p.Arguments[0]), CorrelationID: p.Cids[0],
 		Group: uuidPtr(p.Groups[0]), Parent: by.parent, Immediate: true, Reserved: p.Resources, CreatedAt: d.CreatedAt,
 	}
-	out := c.Execute(ctx, *by.holder, claim)
+	running, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	// The end is recorded even if the caller has gone away.
-	last, cancel := outlast(ctx, resendLimit)
+	held, cancel := whileHeld(ctx, by.lost)
 	defer cancel()
-	ends, err := c.finish(last, *by.holder, claim, out)
+	defer context.AfterFunc(held, func() { stop(ErrLeaseLost) })()
+	out := c.Execute(running, *by.holder, claim)
+	ends, err := c.finish(held, *by.holder, claim, out)
+	if err != nil && held.Err() != nil {
+		err = fmt.Errorf("%w: %w", ErrLockLost, ErrLeaseLost)
+	}
 	if err != nil {
 		return d, fmt.Errorf("finish %s: %w", claim.Name, err)
 	}
@@ -132,16 +148,18 @@ func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchP
 	return d, nil
 }
 
-// outlast makes a context for what must be sent even when ctx has ended, unless it ended with
-// ErrLeaseLost. It is bounded by limit.
-func outlast(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	stop := context.AfterFunc(ctx, func() {
-		if errors.Is(context.Cause(ctx), ErrLeaseLost) {
+// whileHeld makes a context for what must be sent even when ctx has ended. It ends when the lease of
+// the process does.
+func whileHeld(ctx context.Context, lost <-chan struct{}) (context.Context, context.CancelFunc) {
+	held, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		select {
+		case <-lost:
 			cancel()
+		case <-held.Done():
 		}
-	})
-	return out, func() { stop(); cancel() }
+	}()
+	return held, cancel
 }
 
 // finish records the outcome of one claim and answers the state that the task is in now.
@@ -150,7 +168,7 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 	if err != nil {
 		return "", err
 	}
-	rows, err := send(ctx, "send", func(ctx context.Context) ([]db.TaskTurnRow, error) {
+	rows, err := sendFor(ctx, 0, "send", func(ctx context.Context) ([]db.TaskTurnRow, error) {
 		return c.q.TaskTurn(ctx, c.db, db.TaskTurnParams{
 			Worker: pgUUID(holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 			IDs: []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
 )
@@ -22,7 +23,7 @@ type Explanation struct {
 	Why string `json:"why"`
 	// Places in the queues of its resources, those that it waits for first.
 	Places []Place `json:"places,omitempty"`
-	// NotBefore is set where the task is not due yet.
+	// NotBefore is set where the task has no place in the queues yet: it is due then, or is since then.
 	NotBefore *time.Time `json:"not_before,omitempty"`
 	// Ahead counts the runnable tasks that are claimed before this one, where it is runnable.
 	Ahead int `json:"ahead,omitempty"`
@@ -107,11 +108,12 @@ func (c *Client) Explain(ctx context.Context, id uuid.UUID) (Explanation, error)
 	case t.State == Running:
 		e.Why = fmt.Sprintf("It is running since %s.", t.StartedAt.Format(time.RFC3339))
 	case t.BlockedOn == nil:
-		e.NotBefore = t.NotBefore
-		e.Why = fmt.Sprintf("It is not queued before %s.", t.NotBefore.Format(time.RFC3339))
-		if t.Attempt > 0 {
-			e.Why = fmt.Sprintf("Attempt %d of %d failed; the next one is not queued before %s.", t.Attempt, t.MaxAttempts, t.NotBefore.Format(time.RFC3339))
+		now, err := send(ctx, "explain", func(ctx context.Context) (pgtype.Timestamptz, error) { return c.q.Now(ctx, c.db) })
+		if err != nil {
+			return e, err
 		}
+		e.NotBefore = t.NotBefore
+		e.Why = notQueued(t, now.Time)
 	case *t.BlockedOn > 0:
 		e.Why = waitsFor(e.Places)
 	case nobody != "":
@@ -131,6 +133,20 @@ func (c *Client) Explain(ctx context.Context, id uuid.UUID) (Explanation, error)
 		e.Why += " " + nobody
 	}
 	return e, nil
+}
+
+// notQueued tells about a task that has no place in the queues at this time.
+func notQueued(t Task, now time.Time) string {
+	due := t.NotBefore.Format(time.RFC3339)
+	switch overdue := t.NotBefore.Before(now); {
+	case t.Attempt > 0 && overdue:
+		return fmt.Sprintf("Attempt %d of %d failed; the next one is due since %s, and a worker that is not auxiliary queues it.", t.Attempt, t.MaxAttempts, due)
+	case t.Attempt > 0:
+		return fmt.Sprintf("Attempt %d of %d failed; the next one is not queued before %s.", t.Attempt, t.MaxAttempts, due)
+	case overdue:
+		return fmt.Sprintf("It is due since %s, and a worker that is not auxiliary queues it.", due)
+	}
+	return fmt.Sprintf("It is not queued before %s.", due)
 }
 
 func waitsFor(places []Place) string {

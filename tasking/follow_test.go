@@ -181,6 +181,7 @@ func TestExplainNamesTheReason(t *testing.T) {
 	h.finish(s.holder, s.id, tasking.Failed)
 	explain(s.id, "Attempt 1 of 3 failed; the next one is not queued before")
 	h.makeDue(s.id, time.Second)
+	explain(s.id, "Attempt 1 of 3 failed; the next one is due since", "a worker that is not auxiliary queues it")
 	h.enqueue()
 	if got := h.claim(s.holder, 1); len(got) != 1 || got[0].ID != s.id {
 		t.Fatal(got)
@@ -190,6 +191,22 @@ func TestExplainNamesTheReason(t *testing.T) {
 
 	if _, err := h.c.Explain(t.Context(), uuid.Max); !errors.Is(err, tasking.ErrNotFound) {
 		t.Errorf("no such task: %v", err)
+	}
+}
+
+func TestExplainSaysWhoQueuesWhatIsOverdue(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	id := h.dispatch(plain.Request(nil, tasking.Options{NotBefore: time.Now().Add(time.Hour)}))
+	h.makeDue(id, time.Minute)
+	const says = ", and a worker that is not auxiliary queues it."
+	due := h.get(id).NotBefore
+	for _, want := range []string{says + " No worker is online: start one with `pith worker`.", says} {
+		e, err := h.c.Explain(t.Context(), id)
+		if err != nil || e.Why != "It is due since "+due.Format(time.RFC3339)+want || !e.NotBefore.Equal(*due) {
+			t.Errorf("%+v, %v, want %q", e, err, want)
+		}
+		h.process(appstatus.Worker)
 	}
 }
 

@@ -274,3 +274,42 @@ func TestCausesOfAnEndedContextBecomePulpsErrors(t *testing.T) {
 		t.Errorf("what completes all the same is %s", out.State)
 	}
 }
+
+func TestImmediateTaskEndsWithTheLeaseOfItsProcess(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	started := make(chan struct{})
+	holds := tasking.NewType("test.holds", func(ctx context.Context, _ *tasking.Run, _ any) (any, error) {
+		close(started)
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}, tasking.TypeConfig{Immediate: true})
+	app, err := appstatus.New(h.Pool, appstatus.Config{Type: appstatus.API})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := app.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := h.client(h.Pool, tasking.Config{App: app}, holds)
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Dispatch(t.Context(), holds.Request(nil, tasking.Options{Immediate: true}))
+		done <- err
+	}()
+	<-started
+	if err := app.Unregister(t.Context()); err != nil { // its lease ends with it
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, tasking.ErrLockLost) {
+		t.Errorf("Dispatch = %v", err)
+	}
+	// Without a lease nothing is run here: it is left to workers, or refused.
+	d, err := c.Dispatch(t.Context(), holds.Request(nil, tasking.Options{Immediate: true}))
+	if err != nil || d.State != tasking.Waiting {
+		t.Errorf("after the lease Dispatch = %s, %v", d.State, err)
+	}
+	if _, err := c.Dispatch(t.Context(), holds.Request(nil, tasking.Options{Immediate: true, NotDeferred: true})); !errors.Is(err, appstatus.ErrLost) {
+		t.Errorf("after the lease Dispatch without deferring = %v", err)
+	}
+}

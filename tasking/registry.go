@@ -187,17 +187,37 @@ func VersionsSuffice(have, needs map[string]string) bool {
 	return true
 }
 
+// Limits of the versions that a task needs. They are part of a unique index's key, whose entries fit
+// into a third of a page: 2704 bytes, with the type's name of up to 255.
+const (
+	maxVersions     = 50   // labels
+	maxVersionText  = 100  // bytes of a label, and of a version
+	maxVersionTexts = 1500 // bytes of all labels and versions
+)
+
 func checkVersions(versions map[string]string) error {
+	if n := len(versions); n > maxVersions {
+		return fmt.Errorf("versions: %d labels, at most %d are possible: name only the components that the task depends on", n, maxVersions)
+	}
+	size := 0
 	for label, v := range versions {
-		if label == "" {
+		size += len(label) + len(v)
+		switch {
+		case label == "":
 			return errors.New("versions: a label is empty")
-		}
-		if strings.ContainsRune(label, 0) {
+		case strings.ContainsRune(label, 0):
 			return fmt.Errorf("versions: label %q has a zero byte", label)
+		case len(label) > maxVersionText:
+			return fmt.Errorf("versions: label %.40q… has %d bytes, at most %d are possible: shorten it", label, len(label), maxVersionText)
+		case len(v) > maxVersionText:
+			return fmt.Errorf("versions: %s: version %.40q… has %d bytes, at most %d are possible: shorten it", label, v, len(v), maxVersionText)
 		}
 		if _, err := pep440.Parse(v); err != nil {
 			return fmt.Errorf("versions: %s: %q is not a PEP 440 version such as 3.117.0", label, v)
 		}
+	}
+	if size > maxVersionTexts {
+		return fmt.Errorf("versions: labels and versions have %d bytes together, at most %d are possible: name only the components that the task depends on", size, maxVersionTexts)
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ type Run struct {
 
 	client *Client
 	holder uuid.UUID
+	lost   <-chan struct{} // closed when the holder's lease has ended
 
 	mu      sync.Mutex
 	reports []*Progress
@@ -58,7 +59,7 @@ func (r *Run) DispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, e
 }
 
 func (r *Run) caller() caller {
-	return caller{holder: &r.holder, parent: &r.ID, attempt: r.Attempt, group: r.Group, correlationID: r.CorrelationID}
+	return caller{holder: &r.holder, lost: r.lost, parent: &r.ID, attempt: r.Attempt, group: r.Group, correlationID: r.CorrelationID}
 }
 
 // Client is the client of the process that runs the task.

@@ -120,16 +120,29 @@ func (s Schedule) request() Request {
 }
 
 // cronNext is the first time after a time at which an expression is due.
-func cronNext(expr string, after time.Time) (next time.Time, err error) {
+func cronNext(expr string, after time.Time) (time.Time, error) {
 	// gronx would also take seconds, years and names such as @daily.
-	err = errors.New("wrong number of fields")
-	if len(strings.Fields(expr)) == 5 {
-		next, err = gronx.NextTickAfter(expr, after.UTC(), false)
+	fields := strings.Fields(expr)
+	if len(fields) != len(cronFields) {
+		return time.Time{}, invalid("cron expression %q has %d fields: five fields are needed, such as \"30 4 * * *\"", expr, len(fields))
 	}
-	if err != nil {
-		return next, invalid("cron expression %q: %v; five fields are needed, such as \"30 4 * * *\"", expr, err)
+	for i, field := range fields {
+		alone := []string{"*", "*", "*", "*", "*"}
+		alone[i] = field
+		if !gronx.IsValid(strings.Join(alone, " ")) {
+			return time.Time{}, invalid("cron expression %q: %q is no %s", expr, field, cronFields[i])
+		}
+	}
+	next, err := gronx.NextTickAfter(expr, after.UTC(), false)
+	if err != nil { // it tells no more than that it found none
+		return time.Time{}, invalid("cron expression %q is never due: give a day that its month has", expr)
 	}
 	return next, nil
+}
+
+// cronFields are the fields of a cron expression, in order.
+var cronFields = [...]string{
+	"minute (0 to 59)", "hour (0 to 23)", "day of the month (1 to 31)", "month (1 to 12, or JAN to DEC)", "day of the week (0 to 7, or SUN to SAT)",
 }
 
 // RemoveSchedule deletes the schedule of that name, or returns ErrNotFound. Its tasks stay.
@@ -208,7 +221,7 @@ func (c *Client) fire(ctx context.Context, row db.TaskScheduleDueRow) error {
 		}
 		p.ScheduleNext = pgtype.Timestamptz{Time: next, Valid: true}
 	}
-	_, _, err = c.sendDispatch(ctx, p)
+	_, _, err = c.sendDispatch(ctx, resendLimit, p)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == codeNotDue {
 		return errNotDue

@@ -267,8 +267,8 @@ func TestSchedulesAreReplacedByNameAndRemoved(t *testing.T) {
 	h := newHarness(t)
 	first := h.schedule(tasking.Schedule{Name: "s", Task: "test.plain", Interval: time.Hour, Exclusive: []string{"a"}})
 	second := h.schedule(tasking.Schedule{Name: "s", Task: "test.retried", Cron: "0 0 * * *", Delay: time.Hour})
-	if first.ID != second.ID {
-		t.Errorf("its id was %s, is %s", first.ID, second.ID)
+	if first.ID == second.ID {
+		t.Errorf("both have the id %s", first.ID)
 	}
 	got := h.scheduled("s")
 	if got.Task != "test.retried" || got.Cron != "0 0 * * *" || got.Interval != 0 || len(got.Exclusive) != 0 || string(got.Args) != "null" {
@@ -312,10 +312,11 @@ func TestSchedulesThatCanNeverRunAreRefused(t *testing.T) {
 		{tasking.Schedule{Name: "s", Task: "test.plain", Interval: time.Millisecond}, "1ms"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Interval: -time.Hour}, "-1h"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Delay: -time.Hour}, "-1h"},
-		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "61 4 * * *"}, "61 4 * * *"},
-		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "61 4 * * *", Delay: time.Hour}, "61 4 * * *"},
-		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "0 0 30 2 *"}, "0 0 30 2 *"},
-		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "* * *"}, "* * *"},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "61 4 * * *"}, `"61 4 * * *": "61" is no minute (0 to 59)`},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "0 0 * * MONKEY", Delay: time.Hour}, `"MONKEY" is no day of the week`},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "0 0 30 2 *"}, `"0 0 30 2 *" is never due`},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "0 0 31 2 *", Delay: time.Hour}, `"0 0 31 2 *" is never due`},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "* * *"}, `"* * *" has 3 fields: five fields are needed`},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "*/5 * * * * *"}, "five fields"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Exclusive: []string{""}}, "empty"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Priority: 99999}, "99999"},

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -36,8 +37,7 @@ func newHousekeeper(w *Worker, app *appstatus.App) *housekeeper {
 func (h *housekeeper) run(ctx context.Context) {
 	failing := false
 	for {
-		every := min(housekeepEvery, h.app.TTL()/4) * time.Duration(h.app.Online())
-		if resend.Sleep(ctx, every/2+rand.N(every)) != nil {
+		if h.rest(ctx) != nil {
 			return
 		}
 		err := h.once(ctx)
@@ -51,24 +51,43 @@ func (h *housekeeper) run(ctx context.Context) {
 	}
 }
 
-// once does every duty once.
+// rest sleeps until this worker's next share of the duties: the more workers keep house, the longer,
+// and the sooner, should they become fewer meanwhile.
+func (h *housekeeper) rest(ctx context.Context) error {
+	share := 0.5 + rand.Float64()
+	step := min(housekeepEvery, h.app.TTL()/4)
+	for slept := time.Duration(0); ; {
+		whole := time.Duration(share * float64(step) * float64(max(h.app.Housekeepers(), 1)))
+		if slept >= whole {
+			return nil
+		}
+		pause := min(step, whole-slept)
+		if err := resend.Sleep(ctx, pause); err != nil {
+			return err
+		}
+		slept += pause
+	}
+}
+
+// once does every duty once; none waits for another's success.
 func (h *housekeeper) once(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, turnTimeout)
 	defer cancel()
-	if err := h.sweep(ctx); err != nil {
-		return err
-	}
+	_, schedules := h.w.client.DispatchDue(ctx)
+	return errors.Join(h.sweep(ctx), h.enqueue(ctx), schedules)
+}
+
+// enqueue gives tasks whose time has come their place in the queues.
+func (h *housekeeper) enqueue(ctx context.Context) error {
 	for {
 		n, err := db.New().TaskEnqueueDue(ctx, h.w.db, batch)
 		if err != nil {
 			return err
 		}
 		if n < batch {
-			break
+			return nil
 		}
 	}
-	_, err := h.w.client.DispatchDue(ctx)
-	return err
 }
 
 // sweep deletes missing processes and ends the tasks that they leave behind.
@@ -85,7 +104,11 @@ func (h *housekeeper) sweep(ctx context.Context) error {
 		return err
 	}
 	for {
-		ended, err := db.New().TaskAbandonedFinish(ctx, h.w.db, db.TaskAbandonedFinishParams{Most: batch, Error: missing})
+		var ended []db.TaskAbandonedFinishRow
+		err := resend.Do(ctx, turnTimeout, turnTimeout, func(ctx context.Context) (err error) {
+			ended, err = db.New().TaskAbandonedFinish(ctx, h.w.db, db.TaskAbandonedFinishParams{Most: batch, Error: missing})
+			return err
+		})
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -20,12 +21,20 @@ import (
 // reachTimeout is how long the database may take to answer for the first time.
 const reachTimeout = 10 * time.Second
 
+// maxConns bounds the pool of a process where the URL does not. A worker uses one connection for
+// turns, one for housekeeping, and the others for its tasks' progress and dispatches.
+const maxConns = 4
+
 // open makes a pool and sees whether the database answers.
 func (s *session) open(ctx context.Context) (*pgxpool.Pool, error) {
 	if s.cli.DatabaseURL == "" {
 		return nil, usage("which database? Set PITH_DATABASE_URL or --database-url, or start one with `pith dev`")
 	}
-	p, err := pool.Open(ctx, s.cli.DatabaseURL, pool.Config{NamedStatements: s.cli.Statements == "named"})
+	cfg := pool.Config{NamedStatements: s.cli.Statements == "named"}
+	if !strings.Contains(s.cli.DatabaseURL, "pool_max_conns") {
+		cfg.MaxConns = maxConns // pgx's own default grows with the number of CPUs
+	}
+	p, err := pool.Open(ctx, s.cli.DatabaseURL, cfg)
 	if err != nil {
 		return nil, usage("%v", err)
 	}
@@ -40,7 +49,6 @@ func (s *session) open(ctx context.Context) (*pgxpool.Pool, error) {
 
 // unreachable names the host and the port; the driver's own text has the user, and several lines.
 func unreachable(p *pgxpool.Pool, err error) error {
-	c := p.Config().ConnConfig
 	var pg *pgconn.PgError
 	var dns *net.DNSError
 	var op *net.OpError
@@ -61,7 +69,13 @@ func unreachable(p *pgxpool.Pool, err error) error {
 			reason = next.Error()
 		}
 	}
-	return fmt.Errorf("database %s at %s cannot be used: %s", c.Database, net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), reason)
+	return fmt.Errorf("database %s at %s cannot be used: %s", p.Config().ConnConfig.Database, address(p), reason)
+}
+
+// address is the host and the port of a pool's database.
+func address(p *pgxpool.Pool) string {
+	c := p.Config().ConnConfig
+	return net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
 }
 
 // connect makes a pool to a database with the schema that this program needs.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,6 +105,7 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 	return parts.Wait()
 }
 
+// demoCmd starts a database of its own unless the command line itself names one.
 type demoCmd struct {
 	Directory   string        `arg:"" optional:"" help:"Directory of files. Default: /usr/share/doc."`
 	Dir         string        `default:"/usr/share/doc" help:"The same as a flag."`
@@ -137,17 +139,35 @@ func (c demoCmd) Run(ctx context.Context, s *session) (err error) {
 }
 
 func (c demoCmd) run(ctx context.Context, s *session) (sum demo.Summary, err error) {
-	dir := c.Dir
-	if c.Directory != "" {
-		dir = c.Directory
+	cfg := demo.Config{Dir: cmp.Or(c.Directory, c.Dir), Out: c.Out, Workers: c.Workers, KillAWorker: c.KillAWorker, Progress: s.err}
+	if isTerminal(s.err) {
+		cfg.Bar = s.err
+	}
+	var command func() *exec.Cmd
+	if c.TTL < time.Second {
+		return sum, usage("--ttl %s: at least a second is needed", c.TTL)
+	}
+	if err := cfg.CheckPaths(); err != nil {
+		return sum, usage("%v", err)
 	}
 	// What is normal here, such as the start of a server, is told in the demo's own words.
 	level, log := slog.LevelError, slog.New(slog.DiscardHandler)
 	if s.cli.LogLevel < slog.LevelInfo {
 		level, log = s.cli.LogLevel, s.log
 	}
-	url, admin := s.cli.DatabaseURL, ""
+	cfg.Fleet, err = demo.NewFleet(demo.FleetConfig{Size: c.Workers, Command: func() *exec.Cmd { return command() }, Log: log})
+	if err != nil {
+		return sum, usage("%v", err)
+	}
+	// A shell's variable may well name a database in use, so only the command line is taken as a wish.
+	url, admin := "", ""
+	if s.given["database-url"] {
+		url = s.cli.DatabaseURL
+	}
 	if url == "" {
+		if s.cli.DatabaseURL != "" {
+			fmt.Fprintln(s.err, "leaving the database of PITH_DATABASE_URL alone; --database-url would use one")
+		}
 		services, err := demo.StartServices(ctx, demo.ServicesConfig{Direct: c.Direct, Log: log, Progress: s.err})
 		if err != nil {
 			return sum, err
@@ -160,6 +180,8 @@ func (c demoCmd) run(ctx context.Context, s *session) (sum demo.Summary, err err
 			return sum, err
 		}
 		p.Close()
+		at := p.Config().ConnConfig
+		fmt.Fprintf(s.err, "migrating and using database %s at %s as %s\n", at.Database, address(p), at.User)
 		if err := migrate.Up(ctx, url, log); err != nil {
 			return sum, err
 		}
@@ -174,25 +196,13 @@ func (c demoCmd) run(ctx context.Context, s *session) (sum demo.Summary, err err
 	if err != nil {
 		return sum, err
 	}
-	client, err := s.newClient(p, tasking.Config{Registry: registry})
-	if err != nil {
+	if cfg.Client, err = s.newClient(p, tasking.Config{Registry: registry}); err != nil {
 		return sum, err
 	}
-	command, err := s.child(url, level, "demo-worker", "--ttl", c.TTL.String())
-	if err != nil {
+	if command, err = s.child(url, level, "demo-worker", "--ttl", c.TTL.String()); err != nil {
 		return sum, err
 	}
-	fleet, err := demo.NewFleet(demo.FleetConfig{Size: c.Workers, Command: command, Log: log})
-	if err != nil {
-		return sum, usage("%v", err)
-	}
-	cfg := demo.Config{
-		Dir: dir, Out: c.Out, Client: client, Fleet: fleet, Workers: c.Workers, AdminURL: admin,
-		KillAWorker: c.KillAWorker, Progress: s.err,
-	}
-	if isTerminal(s.err) {
-		cfg.Bar = s.err
-	}
+	cfg.AdminURL = admin
 	d, err := demo.New(cfg)
 	if err != nil {
 		return sum, usage("%v", err)

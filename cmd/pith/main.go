@@ -48,6 +48,7 @@ type cli struct {
 	Migrate    migrateCmd    `cmd:"" help:"Bring the database's schema up to date, or look at it."`
 	Worker     workerCmd     `cmd:"" help:"Run tasks."`
 	Task       taskCmd       `cmd:"" help:"Hand out tasks and look at them."`
+	Group      groupCmd      `cmd:"" help:"Make groups of tasks and look at them."`
 	Schedule   scheduleCmd   `cmd:"" help:"Have tasks dispatched by the clock."`
 	Workers    workersCmd    `cmd:"" help:"List the workers and other processes."`
 	Dev        devCmd        `cmd:"" help:"Run everything on this machine: database, pooler and workers."`
@@ -58,7 +59,9 @@ type cli struct {
 
 // session is what the commands have of the outside.
 type session struct {
-	cli      *cli
+	cli *cli
+	// given are the flags on the command line itself.
+	given    map[string]bool
 	in       io.Reader
 	out, err io.Writer
 	environ  []string
@@ -114,6 +117,12 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	chosen, err := parser.Parse(args)
 	if err != nil {
 		return s.fail(err)
+	}
+	s.given = map[string]bool{}
+	for _, step := range chosen.Path {
+		if step.Flag != nil && !step.Resolved {
+			s.given[step.Flag.Name] = true
+		}
 	}
 	s.color = isTerminal(out) && s.env("NO_COLOR") == ""
 	s.log = newLog(errOut, c.LogLevel, s.env("NO_COLOR") != "")
@@ -179,7 +188,7 @@ func (s *session) fromEnvironment(_ *kong.Context, _ *kong.Path, flag *kong.Flag
 	if v := s.env(variable(flag.Name)); v != "" && flag.Name != "help" {
 		return v, nil
 	}
-	return nil, nil //nolint:nilnil // kong's way to say that there is no value
+	return nil, nil // kong's way to say that there is no value
 }
 
 func formatHelp(value *kong.Value) string {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"slices"
@@ -121,6 +122,10 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)
 	const nobody = "11111111-1111-1111-1111-111111111111"
+	var versions []string
+	for i := range 800 {
+		versions = append(versions, fmt.Sprintf("--version=c%d=1.0", i))
+	}
 	for _, tt := range []struct {
 		name string
 		in   string
@@ -143,6 +148,7 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 		{name: "arguments", args: []string{"task", "dispatch", dummyTask, "--args={"}, code: exitUsage, text: "arguments are not JSON"},
 		{name: "priority", args: []string{"task", "dispatch", dummyTask, "--priority=-10001"}, code: exitUsage, text: "priority -10001"},
 		{name: "version", args: []string{"task", "dispatch", dummyTask, "--version=core=new"}, code: exitUsage, text: "not a PEP 440 version"},
+		{name: "many versions", args: append([]string{"task", "dispatch", dummyTask}, versions...), code: exitUsage, text: "800 labels, at most 50 are possible: name only"},
 		{name: "not before", args: []string{"task", "dispatch", dummyTask, "--not-before=tomorrow"}, code: exitUsage, text: `"tomorrow" is neither a time`},
 		{name: "negative distance", args: []string{"task", "dispatch", dummyTask, "--not-before=-3s"}, code: exitUsage, text: "is negative"},
 		{name: "group that is none", args: []string{"task", "dispatch", dummyTask, "--group=mine"}, code: exitUsage, text: `"mine" is neither a UUID`},
@@ -158,6 +164,10 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 		{name: "unknown state", args: []string{"task", "list", "--state=happy"}, code: exitUsage, text: `unknown state "happy"; known are`},
 		{name: "limit", args: []string{"task", "list", "--limit=0"}, code: exitUsage, text: "--limit must be positive"},
 		{name: "id", args: []string{"task", "show", "17"}, code: exitUsage, text: `"17" is neither a UUID`},
+		{name: "negative timeout", args: []string{"task", "wait", "--timeout=-1s", nobody}, code: exitUsage, text: "--timeout -1s is negative"},
+		{name: "no such group", args: []string{"group", "show", nobody}, code: exitFailure, text: nobody + ": not found"},
+		{name: "close no such group", args: []string{"group", "close", nobody}, code: exitFailure, text: nobody + ": not found"},
+		{name: "cancel no such group", args: []string{"group", "cancel", nobody}, code: exitFailure, text: nobody + ": not found"},
 		{name: "unknown task", args: []string{"task", "show", nobody}, code: exitFailure, text: nobody + ": not found"},
 		{name: "explain unknown task", args: []string{"task", "explain", nobody}, code: exitFailure, text: "not found"},
 		{name: "wait for unknown task", args: []string{"task", "wait", nobody}, code: exitFailure, text: "not found"},
@@ -165,21 +175,25 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 		{name: "cancel nothing", args: []string{"task", "cancel"}, code: exitUsage, text: "or --group"},
 		{name: "purge what runs", args: []string{"task", "purge", "--state=running"}, code: exitUsage, text: `"running" is not final`},
 		{name: "interval and cron", args: []string{"schedule", "add", "s", dummyTask, "--every=1h", "--cron=* * * * *"}, code: exitUsage, text: "exclude each other"},
-		{name: "cron", args: []string{"schedule", "add", "s", dummyTask, "--cron=often"}, code: exitUsage, text: `cron expression "often"`},
+		{name: "cron", args: []string{"schedule", "add", "s", dummyTask, "--cron=often"}, code: exitUsage, text: `cron expression "often" has 1 fields: five fields are needed`},
+		{name: "cron that is never due", args: []string{"schedule", "add", "s", dummyTask, "--cron=0 0 31 2 *"}, code: exitUsage, text: `cron expression "0 0 31 2 *" is never due`},
 		{name: "schedule of unknown type", args: []string{"schedule", "add", "s", "no.such.task"}, code: exitUsage, text: "unknown task type"},
 		{name: "unknown schedule", args: []string{"schedule", "remove", "s"}, code: exitFailure, text: `"s": not found`},
 		{name: "online and missing", args: []string{"workers", "--online", "--missing"}, code: exitUsage, text: "can't be used together"},
 		{name: "no slots", args: []string{"worker", "--concurrency=-1"}, code: exitUsage, text: "concurrency -1"},
 		{name: "no workers", args: []string{"demo", "--workers=0", t.TempDir()}, code: exitUsage, text: "0 workers"},
 		{name: "no directory", args: []string{"demo", "/no/such/directory"}, code: exitUsage, text: "/no/such/directory"},
-		{name: "no place to write", args: []string{"demo", "--out=/no/such/OUT", t.TempDir()}, code: exitFailure, text: "/no/such"},
+		{name: "no place to write", args: []string{"demo", "--out=/no/such/OUT", t.TempDir()}, code: exitUsage, text: "/no/such"},
+		{name: "short lease", args: []string{"demo", "--ttl=100ms", t.TempDir()}, code: exitUsage, text: "ttl 100ms: at least a second is needed"},
+		{name: "short lease of a worker", args: []string{"worker", "--ttl=999ms"}, code: exitUsage, text: "ttl 999ms: at least a second is needed"},
+		{name: "negative lease", args: []string{"worker", "--ttl=-1s"}, code: exitUsage, text: "ttl -1s"},
 		{name: "negative version", args: []string{"migrate", "down-to", "--", "-3"}, code: exitUsage, text: "negative"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			pithIn(t, db.URL, tt.in, tt.args...).wants(t, tt.code, tt.text)
 		})
 	}
-	for _, table := range []string{"task", "task_schedule", "app_status"} {
+	for _, table := range []string{"task", "task_group", "task_schedule", "app_status"} {
 		var rows int
 		if err := db.Direct.QueryRow(t.Context(), "SELECT count(*) FROM "+table).Scan(&rows); err != nil {
 			t.Fatal(err)
@@ -201,8 +215,16 @@ func TestUnreachableDatabaseIsNamedWithoutItsPassword(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"task", "list"}, {"worker"}, {"migrate", "up"}, {"migrate", "status"}, {"task", "dispatch", dummyTask}, {"demo", t.TempDir()}} {
-		r := pith(t, "postgres://me:s3cret@"+address+"/pulp", args...)
+	silent := "postgres://me:s3cret@" + address + "/pulp"
+	for _, args := range [][]string{
+		{"task", "list"},
+		{"worker"},
+		{"migrate", "up"},
+		{"migrate", "status"},
+		{"task", "dispatch", dummyTask},
+		{"demo", "--database-url", silent, t.TempDir()},
+	} {
+		r := pith(t, silent, args...)
 		r.wants(t, exitFailure, "database pulp at "+address+" cannot be used: connect: connection refused")
 		if strings.Contains(r.err, "s3cret") {
 			t.Errorf("the password is shown: %s", r.err)
@@ -369,25 +391,44 @@ func TestTasksAndGroupsAreCanceled(t *testing.T) {
 	db := dbtest.New(t)
 	one := decode[dispatched](t, must(t, db.URL, "task", "dispatch", dummyTask))
 	contains(t, must(t, db.URL, "task", "cancel", one.Task), "canceled")
-	registry, err := builtin.Registry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := tasking.New(db.Pool, tasking.Config{Registry: registry})
-	if err != nil {
-		t.Fatal(err)
-	}
-	group, err := client.NewGroup(t.Context(), "group")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 3 {
-		must(t, db.URL, "task", "dispatch", dummyTask, "--group", group.String())
-	}
-	if got := mustJSON[map[string]int](t, db.URL, "task", "cancel", "--group", group.String()); got["canceled"] != 3 {
-		t.Errorf("canceled %v, want 3", got)
-	}
 	pith(t, db.URL, "task", "wait", one.ID.String()).wants(t, exitFailure, "is canceled")
+	for _, cancel := range [][]string{{"task", "cancel", "--group"}, {"group", "cancel"}} {
+		group := strings.TrimSpace(must(t, db.URL, "group", "create", "group"))
+		for range 3 {
+			must(t, db.URL, "task", "dispatch", dummyTask, "--group", group)
+		}
+		if got := mustJSON[map[string]int](t, db.URL, append(cancel, group)...); got["canceled"] != 3 {
+			t.Errorf("canceled %v, want 3", got)
+		}
+		contains(t, must(t, db.URL, append(cancel, group)...), "0 tasks canceled")
+		if g := mustJSON[groupView](t, db.URL, "group", "show", group); g.Canceled != 3 || !g.AllTasksDispatched {
+			t.Errorf("group is %+v", g)
+		}
+	}
+}
+
+func TestGroupsAreCreatedShownAndClosed(t *testing.T) {
+	t.Parallel()
+	db := dbtest.New(t)
+	made := mustJSON[newGroup](t, db.URL, "group", "create", "sync\tof all")
+	if made.Group != "/pulp/api/v3/task-groups/"+made.ID.String()+"/" {
+		t.Errorf("made %+v", made)
+	}
+	must(t, db.URL, "task", "dispatch", dummyTask, "--group", made.Group)
+	must(t, db.URL, "task", "dispatch", failingTask, "--args", `{"error_message": "as told"}`, "--group", made.Group)
+	must(t, db.URL, "worker", "--burst", "--log-level=error")
+	must(t, db.URL, "task", "dispatch", dummyTask, "--group", made.ID.String())
+	g := mustJSON[groupView](t, db.URL, "group", "show", made.Group)
+	if g.Href != made.Group || g.ID != made.ID || g.Description != "sync\tof all" || g.AllTasksDispatched ||
+		g.Completed != 1 || g.Failed != 1 || g.Waiting != 1 {
+		t.Errorf("group is %+v", g)
+	}
+	contains(t, must(t, db.URL, "group", "show", made.ID.String()), made.ID.String(), "sync of all", "dispatched  no", "waiting", "completed", "failed")
+	contains(t, must(t, db.URL, "group", "close", made.Group), "group "+made.ID.String()+" closed")
+	if got := mustJSON[map[string]string](t, db.URL, "group", "close", made.Group); got["closed"] != made.ID.String() {
+		t.Errorf("closed %v", got)
+	}
+	contains(t, must(t, db.URL, "group", "show", made.ID.String()), "dispatched  yes")
 }
 
 func TestSchedulesAreAddedListedAndRemoved(t *testing.T) {

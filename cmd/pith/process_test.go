@@ -113,6 +113,48 @@ func TestSignalsEndAWorkerAsPulpsDo(t *testing.T) {
 	}
 }
 
+func TestThirdSignalKillsAWorkerThatCannotEnd(t *testing.T) {
+	t.Parallel()
+	db := dbtest.New(t)
+	task := decode[dispatched](t, must(t, db.URL, "task", "dispatch", sleepTask, "--args", `{"interval": 3600}`))
+	cmd, _ := start(t, db.URL, "worker")
+	until(t, "task runs", func(context.Context) (bool, error) {
+		return mustJSON[tasking.Task](t, db.URL, "task", "show", task.Task).State == tasking.Running, nil
+	})
+	// As long as this lasts, the worker cannot record how its task ended.
+	tx, err := db.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := tx.Exec(t.Context(), "LOCK TABLE task"); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait() // its state is looked at
+	}()
+	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One that comes before the second was seen to has no effect of its own.
+	until(t, "worker is killed", func(context.Context) (bool, error) {
+		select {
+		case <-exited:
+			return true, nil
+		default:
+			_ = cmd.Process.Signal(syscall.SIGHUP) // fails only if it has exited
+			return false, nil
+		}
+	})
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGHUP {
+		t.Errorf("worker ended with %s", cmd.ProcessState)
+	}
+}
+
 func TestKilledWorkerIsMissingAndItsTaskFails(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)
@@ -196,12 +238,31 @@ func TestDemoWritesTheManifest(t *testing.T) {
 	// In the directory itself, where a second run finds the first one's.
 	out := filepath.Join(dir, "PULP_MANIFEST")
 	for range 2 {
-		r := pith(t, db.URL, "demo", "--workers=2", "--out", out, dir)
+		r := pith(t, "", "demo", "--database-url", db.URL, "--workers=2", "--out", out, dir)
 		if r.code != exitOK {
 			t.Fatalf("status %d: %s", r.code, r.err)
 		}
 		contains(t, r.out, "the manifest is right: 46 sizes compared, all 46 files", `skipped "line\nbreak"`, "0 failed", "pick-up latency")
+		contains(t, r.err, "migrating and using database "+db.Name+" at 127.0.0.1:")
 		wantsManifest(t, out, want)
+	}
+}
+
+func TestDemoLeavesTheDatabaseOfTheEnvironmentAlone(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Empty(t)
+	dir, want := files(t)
+	out := filepath.Join(t.TempDir(), "OUT")
+	r := pith(t, db.URL, "demo", "--workers=1", "--out", out, dir)
+	if r.code != exitOK {
+		t.Fatalf("status %d: %s", r.code, r.err)
+	}
+	wantsManifest(t, out, want)
+	contains(t, r.err, "leaving the database of PITH_DATABASE_URL alone")
+	for _, m := range mustJSON[[]migration](t, db.URL, "migrate", "status") {
+		if m.AppliedAt != "" {
+			t.Errorf("applied %+v", m)
+		}
 	}
 }
 
@@ -210,7 +271,7 @@ func TestDemoSurvivesAKilledWorker(t *testing.T) {
 	db := dbtest.New(t)
 	dir, want := files(t)
 	out := filepath.Join(t.TempDir(), "OUT")
-	r := pith(t, db.URL, "demo", "--dir", dir, "--workers=2", "--kill-a-worker", "--ttl=1s", "--out", out, "--output=json")
+	r := pith(t, "", "demo", "--database-url", db.URL, "--dir", dir, "--workers=2", "--kill-a-worker", "--ttl=1s", "--out", out, "--output=json")
 	if r.code != exitOK {
 		t.Fatalf("status %d: %s", r.code, r.err)
 	}
@@ -240,7 +301,7 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 	code := make(chan int, 1)
 	go func() {
 		// The lingering task keeps it from ending before.
-		code <- run(ctx, []string{"demo", "--dir", dir, "--workers=1", "--kill-a-worker", "--ttl=1h", "--out", out}, nil, io.Discard, writer, environ(db.URL))
+		code <- run(ctx, []string{"demo", "--database-url", db.URL, "--dir", dir, "--workers=1", "--kill-a-worker", "--ttl=1h", "--out", out}, nil, io.Discard, writer, environ(""))
 		_ = writer.Close() // never fails
 	}()
 	var text strings.Builder

@@ -150,11 +150,7 @@ func (s *session) show(w io.Writer, t tasking.Task) {
 		line("child", child.String())
 	}
 	for _, p := range t.Progress {
-		total := "?"
-		if p.Total != nil {
-			total = strconv.FormatInt(*p.Total, 10)
-		}
-		line("progress", strings.TrimSpace(fmt.Sprintf("%s: %d of %s %s", p.Message, p.Done, total, p.Suffix)))
+		line("progress", progressText(p))
 	}
 	for _, created := range t.Created {
 		line("created resource", created)
@@ -335,11 +331,7 @@ func (c cancelCmd) Run(ctx context.Context, s *session) error {
 	}
 	return s.withClient(ctx, func(ctx context.Context, client *tasking.Client) error {
 		if c.Group != nil {
-			n, err := client.CancelGroup(ctx, uuid.UUID(*c.Group))
-			if err != nil {
-				return err
-			}
-			return s.print(map[string]int{"canceled": n}, func(w io.Writer) { fmt.Fprintf(w, "%d tasks canceled\n", n) })
+			return s.cancelGroup(ctx, client, *c.Group)
 		}
 		out := []canceled{}
 		var errs []error
@@ -364,11 +356,14 @@ func (c cancelCmd) Run(ctx context.Context, s *session) error {
 
 type waitCmd struct {
 	ID      []objectID    `arg:"" help:"The tasks' ids or hrefs."`
-	Timeout time.Duration `help:"Give up after that long. Default: never."`
+	Timeout time.Duration `help:"Give up after that long. Default, and 0: never."`
 }
 
 // Run runs the command.
 func (c waitCmd) Run(ctx context.Context, s *session) error {
+	if c.Timeout < 0 {
+		return usage("--timeout %s is negative", c.Timeout)
+	}
 	return s.withClient(ctx, func(ctx context.Context, client *tasking.Client) error {
 		waiting := ctx
 		if c.Timeout > 0 {

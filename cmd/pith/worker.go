@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"maps"
 	"os"
@@ -36,8 +37,8 @@ func (c workerCmd) Run(ctx context.Context, s *session) error {
 }
 
 // work runs a worker until it ends. SIGTERM and SIGHUP let the running tasks end, SIGINT gives them
-// the grace interval, and a second signal aborts them.
-func (s *session) work(ctx context.Context, client tasking.Config, cfg worker.Config) error {
+// the grace interval, a second signal aborts them, and a third one kills the process.
+func (s *session) work(ctx context.Context, client tasking.Config, cfg worker.Config) (err error) {
 	// Before anything else: a signal must not kill a worker that has claimed a task.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -52,7 +53,11 @@ func (s *session) work(ctx context.Context, client tasking.Config, cfg worker.Co
 	if err != nil {
 		return err
 	}
-	defer p.Close()
+	defer func() {
+		if !errors.Is(err, worker.ErrStillRunning) { // their connections would be waited for
+			p.Close()
+		}
+	}()
 	c, err := s.newClient(p, client)
 	if err != nil {
 		return err
@@ -72,6 +77,7 @@ func (s *session) work(ctx context.Context, client tasking.Config, cfg worker.Co
 				s.log.Info("signal received", "signal", sig.String())
 				switch {
 				case n > 0:
+					signal.Stop(signals) // the next one has its usual effect
 					w.Abort()
 				case sig == os.Interrupt:
 					interrupt()

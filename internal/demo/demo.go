@@ -65,6 +65,20 @@ const look = 200 * time.Millisecond
 // rounds is how often the tasks of dead workers are dispatched again.
 const rounds = 10
 
+// CheckPaths tells whether Dir and the directory of Out exist, so that nothing need be started if not.
+func (cfg Config) CheckPaths() error {
+	for _, dir := range []string{cfg.Dir, filepath.Dir(cfg.Out)} {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("demo: %s is not a directory", dir)
+		}
+	}
+	return nil
+}
+
 // New validates the configuration and changes nothing.
 func New(cfg Config) (*Demo, error) {
 	if cfg.Client == nil || cfg.Fleet == nil {
@@ -73,12 +87,9 @@ func New(cfg Config) (*Demo, error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	info, err := os.Stat(cfg.Dir)
+	err := cfg.CheckPaths()
 	if err != nil {
-		return nil, fmt.Errorf("demo: %w", err)
-	}
-	if !info.IsDir() {
-		return nil, fmt.Errorf("demo: %s is not a directory", cfg.Dir)
+		return nil, err
 	}
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("demo: %w", err)

@@ -25,6 +25,7 @@ func Passing(err error) bool {
 		case "40001", "40P01", // serialization failure, deadlock
 			"55P03", "57014", // lock not available, statement timeout
 			"57P01", "57P02", "57P03", // shutdown, crash, starting up
+			"25006",                            // read-only, for a moment, after a failover
 			"53300", "53200", "53100", "53400": // connections, memory, disk, configured limit
 			return true
 		}
@@ -36,7 +37,7 @@ func Passing(err error) bool {
 	var network net.Error
 	return errors.As(err, &connect) || errors.As(err, &network) || pgconn.SafeToRetry(err) || pgconn.Timeout(err) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "conn closed")
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pgconn.ErrConnClosed)
 }
 
 // Backoff is the pause before try n (from 1): doubling from 50 ms up to 5 s, each with full jitter,

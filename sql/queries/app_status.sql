@@ -1,23 +1,27 @@
 -- name: AppStatusRegister :one
--- Writes the row of a process that starts, and answers how many of its type are online, it included.
--- A second send of the same id changes nothing.
+-- Writes the row of a process that starts, and answers how many of its type are online, it included,
+-- and how many of them keep house. A second send of the same id changes nothing but the beat.
 WITH me AS (
-    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl)
+    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl, housekeeping)
     VALUES (@id::uuid, (@app_type::text)::app_type, @name::text, (@versions::text)::jsonb, @task_names::text[],
-            make_interval(secs => @ttl_seconds::float8))
+            make_interval(secs => @ttl_seconds::float8), @housekeeping::bool)
     ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
     RETURNING id
 )
-SELECT (count(*) + 1)::int FROM app_status a
+SELECT (count(*) + 1)::int AS online, (count(*) FILTER (WHERE a.housekeeping) + (@housekeeping::bool)::int)::int AS housekeepers
+FROM app_status a
 WHERE a.app_type = (@app_type::text)::app_type AND a.last_heartbeat + a.ttl >= now() AND a.id <> @id::uuid;
 
 -- name: AppStatusBeat :one
 -- Prolongs the lease. No row: the process was declared missing and must stop. If counting, it also
--- answers how many of its type are online, which reads the whole table, else 0.
-UPDATE app_status me SET last_heartbeat = now() WHERE me.id = @id::uuid
-RETURNING (CASE WHEN @counting::bool THEN
-    (SELECT count(*) FROM app_status a WHERE a.app_type = me.app_type AND a.last_heartbeat + a.ttl >= now())
-    ELSE 0 END)::int AS online;
+-- answers how many of its type are online and how many of them keep house, which reads the whole
+-- table, else 0.
+UPDATE app_status me SET last_heartbeat = now()
+FROM (SELECT count(*) AS online, count(*) FILTER (WHERE a.housekeeping) AS housekeepers
+      FROM app_status a, (SELECT b.app_type FROM app_status b WHERE b.id = @id::uuid) mine
+      WHERE @counting::bool AND a.app_type = mine.app_type AND a.last_heartbeat + a.ttl >= now()) fleet
+WHERE me.id = @id::uuid
+RETURNING fleet.online::int AS online, fleet.housekeepers::int AS housekeepers;
 
 -- name: AppStatusUnregister :execrows
 -- Removes the row of a process that ends. The foreign key frees whatever it still holds.

@@ -68,10 +68,16 @@ ORDER BY t.id DESC LIMIT @most::int OFFSET @skip::int;
 WITH page AS (
     SELECT t.id, t.state, t.finished_at FROM task t
     WHERE t.id > @after::uuid ORDER BY t.id LIMIT @most::int
+), old AS MATERIALIZED (
+    SELECT p.id FROM page p
+    WHERE p.finished_at < @finished_before::timestamptz AND p.state = ANY ((@states::text[])::task_state[])
+), family AS MATERIALIZED (
+    -- The foreign key takes the parent from the children: lock all in the order of their ids before.
+    SELECT t.id FROM task t
+    WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) OR t.parent_task = ANY (ARRAY(SELECT o.id FROM old o))
+    ORDER BY t.id FOR UPDATE
 ), gone AS (
-    DELETE FROM task t WHERE t.id = ANY (ARRAY(
-        SELECT p.id FROM page p WHERE p.finished_at < @finished_before::timestamptz
-          AND p.state = ANY ((@states::text[])::task_state[])))
+    DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last;

@@ -1,13 +1,21 @@
 -- name: TaskScheduleSave :one
--- Adds a schedule, or replaces the one of that name; its id stays.
-INSERT INTO task_schedule (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)
-VALUES (@id::uuid, @name::text, @task_name::text, (@args::text)::json, @exclusive::text[], @shared::text[], @priority::int,
-        make_interval(secs => sqlc.narg(interval_seconds)::float8), sqlc.narg(cron)::text,
-        coalesce(sqlc.narg(next_dispatch)::timestamptz, now() + make_interval(secs => @delay_seconds::float8)))
-ON CONFLICT (name) DO UPDATE SET task_name = excluded.task_name, args = excluded.args,
-    exclusive = excluded.exclusive, shared = excluded.shared, priority = excluded.priority,
-    dispatch_interval = excluded.dispatch_interval, cron = excluded.cron, next_dispatch = excluded.next_dispatch
-RETURNING id, next_dispatch;
+-- Adds a schedule, or replaces the one of that name. The id is the caller's and new: sent again, the
+-- statement finds it there and changes nothing.
+WITH saved AS (
+    INSERT INTO task_schedule (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)
+    VALUES (@id::uuid, @name::text, @task_name::text, (@args::text)::json, @exclusive::text[], @shared::text[], @priority::int,
+            make_interval(secs => sqlc.narg(interval_seconds)::float8), sqlc.narg(cron)::text,
+            coalesce(sqlc.narg(next_dispatch)::timestamptz, now() + make_interval(secs => @delay_seconds::float8)))
+    ON CONFLICT (name) DO UPDATE SET id = excluded.id, task_name = excluded.task_name, args = excluded.args,
+        exclusive = excluded.exclusive, shared = excluded.shared, priority = excluded.priority,
+        dispatch_interval = excluded.dispatch_interval, cron = excluded.cron, next_dispatch = excluded.next_dispatch
+        WHERE task_schedule.id <> excluded.id
+    RETURNING id, next_dispatch
+)
+SELECT s.id, s.next_dispatch FROM saved s
+UNION ALL
+SELECT t.id, t.next_dispatch FROM task_schedule t WHERE t.id = @id::uuid
+LIMIT 1;
 
 -- name: TaskScheduleRemove :execrows
 DELETE FROM task_schedule WHERE name = @name::text;

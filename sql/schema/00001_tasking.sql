@@ -12,6 +12,7 @@ CREATE TABLE app_status (
     name           text        NOT NULL,
     versions       jsonb       NOT NULL DEFAULT '{}',
     task_names     text[]      NOT NULL DEFAULT '{}',
+    housekeeping   boolean     NOT NULL DEFAULT false,
     ttl            interval    NOT NULL,
     created_at     timestamptz NOT NULL DEFAULT now(),
     last_heartbeat timestamptz NOT NULL DEFAULT now(),
@@ -24,6 +25,7 @@ COMMENT ON COLUMN app_status.id IS 'Made anew at each registration; task.app_loc
 COMMENT ON COLUMN app_status.name IS 'For people, such as 4711@host; not unique.';
 COMMENT ON COLUMN app_status.versions IS 'Component label to version (PEP 440), such as {"core": "3.117.0"}.';
 COMMENT ON COLUMN app_status.task_names IS 'The task types that a worker knows; empty for the other types.';
+COMMENT ON COLUMN app_status.housekeeping IS 'Shares in the fleet''s duties: sweeping, queueing what is due, dispatching schedules.';
 COMMENT ON COLUMN app_status.ttl IS 'Missing once last_heartbeat + ttl has passed on the database''s clock.';
 
 CREATE TABLE task_kind (
