@@ -161,6 +161,7 @@ func (a *App) Register(ctx context.Context) error {
 			return fmt.Errorf("register app: %w", err)
 		}
 	}
+	failures := 0
 	err := resend.Do(ctx, 0, a.cfg.TTL/3, func(ctx context.Context) error {
 		sent := time.Now()
 		fleet, err := db.New().AppStatusRegister(ctx, a.db, db.AppStatusRegisterParams{
@@ -171,6 +172,8 @@ func (a *App) Register(ctx context.Context) error {
 			a.online.Store(int64(fleet.Online))
 			a.housekeepers.Store(int64(fleet.Housekeepers))
 			a.prolong(sent)
+		} else if failures++; failures == 1 {
+			a.cfg.Log.Warn("registration failed", "app", a.name, "err", err)
 		}
 		return err
 	})

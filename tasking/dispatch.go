@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
@@ -51,9 +52,10 @@ func (c *Client) outside() caller {
 }
 
 // Dispatch hands out one task. An immediate one whose resources are free runs before Dispatch
-// returns; how it ended is in State and Error. Such a call does not end before it is known what became
-// of the task, or the process's lease has ended, even if ctx ends or the database is away. The errors are ErrInvalid for a request that can never
-// be dispatched, ErrUnknownType, and what the database says.
+// returns; how it ended is in State and Error. Once such a task was sent, the call does not end before
+// it is known what became of it, or the process's lease has ended, even if ctx ends or the database is
+// away. The errors are ErrInvalid for a request that can never be dispatched, ErrUnknownType,
+// appstatus.ErrLost, and what the database says.
 func (c *Client) Dispatch(ctx context.Context, r Request) (Dispatched, error) {
 	return c.dispatch(ctx, c.outside(), r)
 }
@@ -64,8 +66,13 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 		return Dispatched{}, err
 	}
 	sending, limit := ctx, resendLimit
+	var conn *pgxpool.Conn
 	if p.RunHere && r.Immediate {
 		if err := ctx.Err(); err != nil {
+			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
+		}
+		// Until something is sent, ctx may end it: the pool may be full of those who wait here.
+		if conn, err = send(ctx, "connect", c.db.Acquire); err != nil {
 			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 		}
 		// The task may be given to this process, which must hear of it, or nobody would run it.
@@ -74,7 +81,10 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 		limit = 0
 		defer done()
 	}
-	out, ours, err := c.sendDispatch(sending, limit, p)
+	out, ours, err := c.sendDispatch(sending, limit, conn, p)
+	if err != nil && conn != nil && sending.Err() != nil {
+		err = appstatus.ErrLost
+	}
 	if err != nil {
 		return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 	}
@@ -127,7 +137,7 @@ func (c *Client) dispatchMany(ctx context.Context, by caller, rs []Request) ([]D
 	if err != nil {
 		return nil, err
 	}
-	out, _, err := c.sendDispatch(ctx, resendLimit, p)
+	out, _, err := c.sendDispatch(ctx, resendLimit, nil, p)
 	if err != nil {
 		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), err)
 	}
@@ -149,15 +159,20 @@ func (c *Client) prepareMany(by caller, rs []Request) (db.TaskDispatchParams, er
 }
 
 // sendDispatch sends a dispatch until it is known to be in the database. It is ours if the database
-// gave the one task to this process, to run it at once.
-func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
+// gave the one task to this process, to run it at once. The first send goes by conn, if there is one.
+func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pgxpool.Conn, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
 	out, err = sendFor(ctx, limit, "send", func(ctx context.Context) ([]Dispatched, error) {
-		rows, err := c.q.TaskDispatch(ctx, c.db, p)
+		via := db.DBTX(c.db)
+		if conn != nil {
+			via = conn
+			defer func() { conn.Release(); conn = nil }()
+		}
+		rows, err := c.q.TaskDispatch(ctx, via, p)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
 			// An earlier send was committed, all of it, and its answer lost. Workers may have moved
 			// the tasks on since then.
-			states, err := c.q.TaskStates(ctx, c.db, p.IDs)
+			states, err := c.q.TaskStates(ctx, via, p.IDs)
 			if err != nil {
 				return nil, err
 			}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
@@ -38,9 +39,9 @@ type Outcome struct {
 
 // Execute runs the function of a claimed task in this goroutine, for whoever holds the task, and
 // tells how it ended. It moves nothing in the database: that is the holder's to do, with the claim's
-// attempt. When the holder's lease ends, it ends ctx with ErrLeaseLost as its cause. A panic is a
-// failure with its stack as traceback.
-func (c *Client) Execute(ctx context.Context, holder uuid.UUID, claim Claim) Outcome {
+// attempt. When the holder's lease ends, lost is closed (nil: never), and ctx should end with
+// ErrLeaseLost as its cause. A panic is a failure with its stack as traceback.
+func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan struct{}, claim Claim) Outcome {
 	e, ok := c.cfg.Registry.types[claim.Name]
 	if !ok || e.run == nil {
 		return failure(fmt.Errorf("task type %s is not known here", claim.Name), "")
@@ -56,12 +57,6 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, claim Claim) Out
 		ctx, cancel = context.WithTimeoutCause(ctx, ImmediateTimeout, ErrTimedOut)
 		defer cancel()
 	}
-	lost := make(chan struct{})
-	defer context.AfterFunc(ctx, func() {
-		if errors.Is(context.Cause(ctx), ErrLeaseLost) {
-			close(lost)
-		}
-	})()
 	run := &Run{Claim: claim, client: c, holder: holder, lost: lost, Log: c.cfg.Log.With(
 		slog.String("task_name", claim.Name), slog.String("task", claim.ID.String()), slog.String("correlation_id", claim.CorrelationID))}
 
@@ -112,6 +107,17 @@ func failure(err error, trace string) Outcome {
 	return Outcome{State: Failed, Error: &Error{Description: strings.ToValidUTF8(err.Error(), "�"), Traceback: &trace}}
 }
 
+// RefusedOutcome makes a failure that can be stored of the error by which the database has refused to
+// store an outcome; it is not ok for any other error.
+func RefusedOutcome(err error) (out Outcome, ok bool) {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	// 22: data exception, 54: program limit exceeded.
+	if !ok || (!strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "54")) {
+		return Outcome{}, false
+	}
+	return failure(fmt.Errorf("the database refused the outcome: %s (SQLSTATE %s)", pg.Message, pg.Code), ""), true
+}
+
 // traceback lists the chain of wrapped errors with their types, outermost first: Go's errors carry
 // no stack.
 func traceback(err error) string {
@@ -136,8 +142,12 @@ func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchP
 	held, cancel := whileHeld(ctx, by.lost)
 	defer cancel()
 	defer context.AfterFunc(held, func() { stop(ErrLeaseLost) })()
-	out := c.Execute(running, *by.holder, claim)
+	out := c.Execute(running, *by.holder, by.lost, claim)
 	ends, err := c.finish(held, *by.holder, claim, out)
+	if failed, ok := RefusedOutcome(err); ok {
+		out = failed
+		ends, err = c.finish(held, *by.holder, claim, out)
+	}
 	if err != nil && held.Err() != nil {
 		err = fmt.Errorf("%w: %w", ErrLockLost, ErrLeaseLost)
 	}

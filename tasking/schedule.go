@@ -11,6 +11,7 @@ import (
 
 	"github.com/adhocore/gronx"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
@@ -106,7 +107,12 @@ func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error)
 		}
 	}
 	row, err := send(ctx, what, func(ctx context.Context) (db.TaskScheduleSaveRow, error) {
-		return c.q.TaskScheduleSave(ctx, c.db, p)
+		row, err := c.q.TaskScheduleSave(ctx, c.db, p)
+		if errors.Is(err, pgx.ErrNoRows) {
+			// An earlier send was under way, and has been committed since this one began.
+			return c.q.TaskScheduleSave(ctx, c.db, p)
+		}
+		return row, err
 	})
 	if err != nil {
 		return s, err
@@ -221,7 +227,7 @@ func (c *Client) fire(ctx context.Context, row db.TaskScheduleDueRow) error {
 		}
 		p.ScheduleNext = pgtype.Timestamptz{Time: next, Valid: true}
 	}
-	_, _, err = c.sendDispatch(ctx, resendLimit, p)
+	_, _, err = c.sendDispatch(ctx, resendLimit, nil, p)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == codeNotDue {
 		return errNotDue

@@ -71,10 +71,19 @@ func (h *housekeeper) rest(ctx context.Context) error {
 
 // once does every duty once; none waits for another's success.
 func (h *housekeeper) once(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, turnTimeout)
-	defer cancel()
-	_, schedules := h.w.client.DispatchDue(ctx)
-	return errors.Join(h.sweep(ctx), h.enqueue(ctx), schedules)
+	var errs []error
+	for _, duty := range []func(context.Context) error{h.sweep, h.enqueue, h.schedules} {
+		ctx, cancel := context.WithTimeout(ctx, turnTimeout)
+		errs = append(errs, duty(ctx))
+		cancel()
+	}
+	return errors.Join(errs...)
+}
+
+// schedules dispatches what is due.
+func (h *housekeeper) schedules(ctx context.Context) error {
+	_, err := h.w.client.DispatchDue(ctx)
+	return err
 }
 
 // enqueue gives tasks whose time has come their place in the queues.

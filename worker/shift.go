@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -48,6 +47,7 @@ type shift struct {
 	// singly: the database refused what something in unsent holds, so endings go one by one.
 	singly   bool
 	failures int
+	refused  bool // the last turn failed for good: it was not committed
 	idle     bool // the last turn found nothing to claim
 	dueIn    time.Duration
 
@@ -116,13 +116,13 @@ func (s *shift) run(ctx, life context.Context) error {
 			turning = true
 			s.turn(life, stopping)
 		}
-		// After a failure one more answer is needed: the lost one may have brought claims.
-		if stopping && !turning && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0 {
+		// After a lost answer one more is needed: the lost one may have brought claims.
+		if stopping && !turning && len(s.slots) == 0 && len(s.unsent) == 0 && (s.failures == 0 || s.refused) {
 			return nil
 		}
 		select {
 		case <-poll.C:
-			now, pausing = !turning, false
+			now, pausing = now || !turning, false
 		case <-s.wake(stopping):
 			now = true
 		case e := <-s.ended:
@@ -180,6 +180,10 @@ func (s *shift) run(ctx, life context.Context) error {
 				s.log.Error("tasks do not heed their abort", "running", len(s.slots))
 				return ErrStillRunning
 			}
+			if s.refused {
+				return fmt.Errorf("worker: the outcomes of %d tasks are refused by the database", len(s.unsent))
+			}
+			stuck.Reset(abortLimit) // a lost answer may still bring a claim
 		case <-s.app.Lost():
 			s.cancelAll(tasking.ErrLeaseLost)
 			s.wait()
@@ -208,7 +212,7 @@ func stoppedTimer() *time.Timer {
 
 // wake is what may end a sleep early: a dispatch in this process.
 func (s *shift) wake(stopping bool) <-chan struct{} {
-	if stopping || s.free() == 0 {
+	if stopping || s.free() <= 0 {
 		return nil
 	}
 	return s.w.client.Dispatched()
@@ -304,6 +308,9 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		for _, e := range t.sent {
 			p.Holding = append(p.Holding, pgUUID(e.claim.ID))
 		}
+		for _, e := range s.unsent { // kept back to go singly
+			p.Holding = append(p.Holding, pgUUID(e.claim.ID))
+		}
 	}
 	sortEndings(t.sent) // the database visits them by binary search
 	for _, e := range t.sent {
@@ -328,20 +335,21 @@ func (s *shift) take(life context.Context, t turn) error {
 		if errors.As(t.err, &pg) && pg.ConstraintName == "task_app_lock_fkey" {
 			return appstatus.ErrLost
 		}
-		if !resend.Passing(t.err) {
+		s.failures++
+		if s.refused = !resend.Passing(t.err); s.refused {
 			s.log.Error("turn was refused", "err", t.err)
-			s.isolate(t, pg)
+			s.isolate(t)
+			return nil
 		}
 		// It may have been committed all the same: then the database holds claims for us.
 		s.recovering = time.Now().Add(2 * turnTimeout)
-		s.failures++
 		return nil
 	}
 	// The process may have been paused since the turn was sent.
 	if !s.app.Leased() {
 		return appstatus.ErrLost
 	}
-	s.failures = 0
+	s.failures, s.refused = 0, false
 	s.singly = s.singly && len(s.unsent) > 0
 	for _, k := range t.kinds {
 		var needs map[string]string
@@ -385,17 +393,14 @@ func (s *shift) take(life context.Context, t turn) error {
 
 // isolate keeps an ending whose result the database cannot store from holding up the others: they are
 // sent one by one, and the one that is refused alone is recorded as failed with the refusal.
-func (s *shift) isolate(t turn, refusal *pgconn.PgError) {
-	// 22: data exception, 54: program limit exceeded.
-	if refusal == nil || (!strings.HasPrefix(refusal.Code, "22") && !strings.HasPrefix(refusal.Code, "54")) {
+func (s *shift) isolate(t turn) {
+	failed, ok := tasking.RefusedOutcome(t.err)
+	if !ok {
 		return
 	}
 	s.singly = true
 	if len(t.sent) == 1 {
-		trace := ""
-		s.unsent[0].outcome = tasking.Outcome{State: tasking.Failed, Error: &tasking.Error{
-			Description: fmt.Sprintf("The database refused the outcome: %s (SQLSTATE %s).", refusal.Message, refusal.Code), Traceback: &trace,
-		}}
+		s.unsent[0].outcome = failed
 	}
 }
 
@@ -415,7 +420,7 @@ func (s *shift) start(life context.Context, r db.TaskTurnRow) {
 	s.log.Debug("task started", "task", claim.ID, "task_name", claim.Name, "attempt", claim.Attempt)
 	go func() {
 		defer cancel(nil)
-		s.ended <- ending{claim, s.w.client.Execute(ctx, s.app.ID(), claim)}
+		s.ended <- ending{claim, s.w.client.Execute(ctx, s.app.ID(), s.app.Lost(), claim)}
 	}()
 }
 

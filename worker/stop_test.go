@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
@@ -72,8 +73,8 @@ func TestAbortThatATaskDoesNotHeedIsReported(t *testing.T) {
 	if err := receive(t, "end", ended); !errors.Is(err, ErrStillRunning) {
 		t.Errorf("Run = %v", err)
 	}
-	// The worker is gone from the database, so the next sweep ends the task.
-	if task, err := c.Get(t.Context(), id.ID); err != nil || task.State != tasking.Running || task.Holder != nil {
+	// Until its lease ends, nobody else may have the task.
+	if task, err := c.Get(t.Context(), id.ID); err != nil || task.State != tasking.Running || task.Holder == nil {
 		t.Errorf("task is %s, held by %v, %v", task.State, task.Holder, err)
 	}
 }
@@ -188,5 +189,46 @@ func TestClaimWhoseAnswerWasLostIsRunBeforeTheWorkerEnds(t *testing.T) {
 	}
 	if task := wait(t, c, id); task.State != tasking.Completed {
 		t.Errorf("task is %s, %v", task.State, task.Error)
+	}
+}
+
+func TestEndingsThatGoSinglyAreNotClaimedAgain(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	w, err := New(newClient(t, d.Pool, d, echo), Config{Concurrency: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := w.newApp()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newShift(w, app)
+	var sent []ending
+	for i := range 3 {
+		sent = append(sent, ending{claim: tasking.Claim{ID: uuid.UUID{15: byte(i)}}, outcome: tasking.Outcome{State: tasking.Completed}})
+	}
+	// One of them is refused, and the answer of the turn before was lost.
+	if err := s.take(t.Context(), turn{err: context.DeadlineExceeded}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.take(t.Context(), turn{sent: sent, err: &pgconn.PgError{Code: "54001", Message: "too deep"}}); err != nil {
+		t.Fatal(err)
+	}
+	one := turn{sent: s.unsent[:1:1]}
+	s.unsent = s.unsent[1:]
+	p, err := s.params(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.singly || !p.Recovering || len(p.IDs) != 1 || len(p.Holding) != 3 {
+		t.Errorf("singly %t, recovering %t, sends %d, holds %d", s.singly, p.Recovering, len(p.IDs), len(p.Holding))
+	}
+	// The one that is refused alone is recorded as failed instead.
+	if err := s.take(t.Context(), turn{sent: one.sent, err: &pgconn.PgError{Code: "54001", Message: "too deep"}}); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.unsent[0].outcome; out.State != tasking.Failed || len(s.unsent) != 3 {
+		t.Errorf("%d endings, the first one %s", len(s.unsent), out.State)
 	}
 }

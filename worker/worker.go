@@ -104,7 +104,8 @@ func (w *Worker) Abort() {
 }
 
 // ErrStillRunning means that functions of tasks went on for ten seconds after they were aborted. Their
-// goroutines cannot be ended but with the process; the next sweep fails their tasks.
+// goroutines cannot be ended but with the process, which has until the lease ends; then a sweep fails
+// their tasks.
 var ErrStillRunning = errors.New("aborted tasks are still running: end the process")
 
 // Run works until ctx ends, Drain or Abort is called, or, with Burst, nothing is left to do. When ctx
@@ -131,10 +132,16 @@ func (w *Worker) session(ctx context.Context, app *appstatus.App) error {
 		return nil
 	}
 	if err := w.register(ctx, app); err != nil {
-		if w.stopped(ctx) {
-			return nil
+		if !w.stopped(ctx) {
+			return fmt.Errorf("worker: %w", err)
 		}
-		return fmt.Errorf("worker: %w", err)
+		// An answer may have got lost; if this does not arrive either, the sweep removes the row.
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if err := app.Unregister(last); err != nil {
+			w.cfg.Log.Debug("unregister failed", "worker", app.Name(), "err", err)
+		}
+		return nil
 	}
 	w.cfg.Log.Info("worker is online", "worker", app.Name(), "app", app.ID(), "slots", w.cfg.Concurrency, "fleet", app.Online())
 
@@ -151,7 +158,8 @@ func (w *Worker) session(ctx context.Context, app *appstatus.App) error {
 		return newShift(w, app).run(ctx, life)
 	})
 	err := parts.Wait()
-	if err == nil || !errors.Is(err, appstatus.ErrLost) {
+	// While functions go on, the lease keeps others away from their tasks for as long as it lasts.
+	if !errors.Is(err, appstatus.ErrLost) && !errors.Is(err, ErrStillRunning) {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		if uerr := app.Unregister(last); uerr != nil {

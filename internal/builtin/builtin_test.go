@@ -70,7 +70,7 @@ func TestHelpersEndAsPulpsDo(t *testing.T) {
 		{name: "group_finalizer_task", args: `null`, fails: "must be dispatched in a task group"},
 	}
 	for _, tt := range tests {
-		out := client.Execute(t.Context(), uuid.New(), tasking.Claim{
+		out := client.Execute(t.Context(), uuid.New(), nil, tasking.Claim{
 			ID: uuid.New(), Name: module + tt.name, Args: json.RawMessage(tt.args), Immediate: tt.immediate,
 		})
 		switch {
@@ -89,11 +89,11 @@ func TestSleepStopsWithItsContextAndGooeyTaskDoesNot(t *testing.T) {
 	client := detached(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(tasking.ErrShutdown)
-	out := client.Execute(ctx, uuid.New(), tasking.Claim{Name: module + "sleep", Args: json.RawMessage(`{"interval": 1e300}`)})
+	out := client.Execute(ctx, uuid.New(), nil, tasking.Claim{Name: module + "sleep", Args: json.RawMessage(`{"interval": 1e300}`)})
 	if out.State != tasking.Failed || out.Error.Reason != tasking.ReasonShutdown {
 		t.Errorf("sleep: %s %v, want failed %s", out.State, out.Error, tasking.ReasonShutdown)
 	}
-	out = client.Execute(ctx, uuid.New(), tasking.Claim{Name: module + "gooey_task", Args: json.RawMessage(`{"interval": 0.01}`)})
+	out = client.Execute(ctx, uuid.New(), nil, tasking.Claim{Name: module + "gooey_task", Args: json.RawMessage(`{"interval": 0.01}`)})
 	if out.State != tasking.Completed {
 		t.Errorf("gooey_task: %s %v, want completed", out.State, out.Error)
 	}

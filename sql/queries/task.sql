@@ -75,7 +75,7 @@ WITH page AS (
     -- The foreign key takes the parent from the children: lock all in the order of their ids before.
     SELECT t.id FROM task t
     WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) OR t.parent_task = ANY (ARRAY(SELECT o.id FROM old o))
-    ORDER BY t.id FOR UPDATE
+    ORDER BY t.id FOR NO KEY UPDATE
 ), gone AS (
     DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
     RETURNING 1
