@@ -50,7 +50,7 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 	while IFS=: read -r file _ func; do \
 		pkg=$${file%/*}; name=$${func#func }; \
 		echo "go test -run '^$$' -fuzz '^$$name\$$' -fuzztime $(FUZZTIME) $$pkg"; \
-		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$pkg" </dev/null; \
 	done
 
 .PHONY: demo
