@@ -87,7 +87,12 @@ func startHelper(t *testing.T, cfg Config, cred *syscall.Credential) *helperProc
 	if cred != nil {
 		// The directory that go test builds in is closed to other users.
 		copied := filepath.Join(openDir(t), "helper")
-		if err := copyFile(copied, self); err != nil {
+		// A process that is forked meanwhile would hold the copy open for writing, and a program that is
+		// being written cannot be executed.
+		syscall.ForkLock.RLock()
+		err := copyFile(copied, self)
+		syscall.ForkLock.RUnlock()
+		if err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Chmod(copied, 0o755); err != nil {
