@@ -13,6 +13,7 @@
 // Workers that are not auxiliary also keep house: they sweep the missing, queue what is due, and
 // dispatch schedules, without a leader.
 //
-// It holds one connection for its beats and needs one more at a time; while its tasks run for hours
-// it sends only beats and looks for cancellations.
+// It beats on a connection of its own. Turns, housekeeping and what tasks save and dispatch share the
+// client's pool, each for the time of one statement; while its tasks run for hours it sends beats,
+// looks for cancellations and keeps house.
 package worker
