@@ -4,6 +4,8 @@
 // connections. A pool from here sends unnamed statements (they are parsed where they are executed),
 // no startup parameter beyond user and database, and no statement of its own when it connects.
 // It never sends SET: limits such as statement_timeout belong to the role.
+//
+// Where passwords are tokens that expire, as with IAM authentication, a [TokenSource] makes them.
 package pool
 
 import (
@@ -25,9 +27,12 @@ type Config struct {
 	NamedStatements bool
 	// Tracer sees every statement. Default: none.
 	Tracer pgx.QueryTracer
-	// BeforeConnect may change a connection's settings before it is made, such as its password when
-	// that is a token which expires. Default: none.
+	// BeforeConnect may change a connection's settings before it is made. Default: none.
 	BeforeConnect func(context.Context, *pgx.ConnConfig) error
+	// Token makes the password of each new connection, in place of the URL's, for the host, port and
+	// user that BeforeConnect leaves. It goes out over TLS or a Unix socket only, else the error is
+	// [ErrTokenUnsafe]. Default: none.
+	Token TokenSource
 }
 
 // Open makes a pool for a PostgreSQL URL or keyword string. It connects lazily: an error means that
@@ -52,6 +57,23 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	if c.ConnConfig.ConnectTimeout == 0 {
 		c.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
+	if cfg.Token != nil {
+		own := newTokens(cfg.Token).beforeConnect
+		c.BeforeConnect = own
+		if cfg.BeforeConnect == nil {
+			// Nothing can change this any more, so it is said at once.
+			if err := carriesToken(c.ConnConfig); err != nil {
+				return nil, err
+			}
+		} else {
+			c.BeforeConnect = func(ctx context.Context, c *pgx.ConnConfig) error {
+				if err := cfg.BeforeConnect(ctx, c); err != nil {
+					return err
+				}
+				return own(ctx, c)
+			}
+		}
+	}
 	return OpenConfig(ctx, c)
 }
 
@@ -65,7 +87,7 @@ func OpenConfig(ctx context.Context, c *pgxpool.Config) (*pgxpool.Pool, error) {
 }
 
 // Single opens a second pool to the same database, of one connection, for what must never wait
-// behind the first one's work.
+// behind the first one's work. Both share their tokens.
 func Single(ctx context.Context, p *pgxpool.Pool) (*pgxpool.Pool, error) {
 	c := p.Config()
 	c.MaxConns, c.MinConns, c.MinIdleConns = 1, 0, 0

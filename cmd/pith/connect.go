@@ -34,8 +34,17 @@ func (s *session) open(ctx context.Context) (*pgxpool.Pool, error) {
 	if !strings.Contains(s.cli.DatabaseURL, "pool_max_conns") {
 		cfg.MaxConns = maxConns // pgx's own default grows with the number of CPUs
 	}
+	if s.cli.PasswordLifetime < 0 {
+		return nil, usage("--password-lifetime %s is negative", s.cli.PasswordLifetime)
+	}
+	if s.cli.PasswordCommand != "" {
+		cfg.Token = s.password
+	}
 	p, err := pool.Open(ctx, s.cli.DatabaseURL, cfg)
-	if err != nil {
+	switch {
+	case errors.Is(err, pool.ErrTokenUnsafe):
+		return nil, usage("--password-command: %v", err)
+	case err != nil:
 		return nil, usage("%v", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
@@ -52,8 +61,11 @@ func unreachable(p *pgxpool.Pool, err error) error {
 	var pg *pgconn.PgError
 	var dns *net.DNSError
 	var op *net.OpError
+	var password *passwordError
 	reason := err.Error()
 	switch {
+	case errors.As(err, &password):
+		reason = password.Error()
 	case errors.As(err, &pg):
 		reason = pg.Message
 	case errors.Is(err, context.DeadlineExceeded):

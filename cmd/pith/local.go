@@ -32,6 +32,7 @@ func (s *session) child(url string, level slog.Level, args ...string) (func() *e
 	env := append([]string{}, s.environ...)
 	for flag, value := range map[string]string{
 		"database-url": url, "log-level": level.String(), "args-keys": strings.Join(s.cli.ArgsKeys, ","), "statements": s.cli.Statements,
+		"password-command": s.cli.PasswordCommand, "password-lifetime": s.cli.PasswordLifetime.String(),
 	} {
 		env = append(env, variable(flag)+"="+value)
 	}
@@ -74,6 +75,7 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, services.Stop()) }()
+	s.cli.PasswordCommand = "" // it is for another database; ours asks for none
 	command, err := s.child(services.URL, s.cli.LogLevel, "worker")
 	if err != nil {
 		return err
@@ -174,15 +176,16 @@ func (c demoCmd) run(ctx context.Context, s *session) (sum demo.Summary, err err
 		}
 		defer func() { err = errors.Join(err, services.Stop()) }()
 		url, admin = services.URL, services.AdminURL
+		s.cli.PasswordCommand = "" // it is for another database; ours asks for none
 	} else {
 		p, err := s.open(ctx)
 		if err != nil {
 			return sum, err
 		}
-		p.Close()
+		defer p.Close()
 		at := p.Config().ConnConfig
 		fmt.Fprintf(s.err, "migrating and using database %s at %s as %s\n", at.Database, address(p), at.User)
-		if err := migrate.Up(ctx, url, log); err != nil {
+		if err := migrate.Up(ctx, p, log); err != nil {
 			return sum, err
 		}
 	}

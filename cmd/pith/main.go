@@ -2,7 +2,8 @@
 // looks at them, and starts everything on one machine for development and demonstration.
 //
 // Each flag can be given in the environment too, as PITH_ and its name in capitals. The exit status
-// is 0 for success, 1 for a failure, and 2 for bad input.
+// is 0 for success, 1 for a failure, 2 for bad input, and 3 if the worst that pith doctor found is a
+// warning.
 package main
 
 import (
@@ -32,18 +33,21 @@ func main() {
 
 // Exit statuses.
 const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2
+	exitOK       = 0
+	exitFailure  = 1
+	exitUsage    = 2
+	exitWarnings = 3
 )
 
 // cli is the command line.
 type cli struct {
-	DatabaseURL string     `name:"database-url" placeholder:"URL" help:"PostgreSQL's address: postgres://user@host:port/database. The pooler's, if there is one."`
-	Statements  string     `enum:"unnamed,named" default:"unnamed" help:"named lets the driver prepare statements: for a direct connection, or a pooler that tracks them."`
-	ArgsKeys    []string   `name:"args-keys" aliases:"args-key" placeholder:"KEY" help:"Keys that encrypt arguments at rest, in base64: the first encrypts, all decrypt. Better given in the environment."`
-	Output      string     `short:"o" enum:"text,json" default:"text" help:"How to print: text or json."`
-	LogLevel    slog.Level `name:"log-level" default:"info" help:"Least level to log: debug, info, warn or error."`
+	DatabaseURL      string        `name:"database-url" placeholder:"URL" help:"PostgreSQL's address: postgres://user@host:port/database. The pooler's, if there is one."`
+	Statements       string        `enum:"unnamed,named" default:"unnamed" help:"named lets the driver prepare statements: for a direct connection, or a pooler that tracks them."`
+	PasswordCommand  string        `name:"password-command" placeholder:"COMMAND" help:"A shell command that prints the database's password. It gets PGHOST, PGPORT and PGUSER in its environment, and runs for new connections."`
+	PasswordLifetime time.Duration `name:"password-lifetime" default:"10m" help:"How long a password that the command has printed may be used; 0 asks for each connection."`
+	ArgsKeys         []string      `name:"args-keys" aliases:"args-key" placeholder:"KEY" help:"Keys that encrypt arguments at rest, in base64: the first encrypts, all decrypt. Better given in the environment."`
+	Output           string        `short:"o" enum:"text,json" default:"text" help:"How to print: text or json."`
+	LogLevel         slog.Level    `name:"log-level" default:"info" help:"Least level to log: debug, info, warn or error."`
 
 	Migrate    migrateCmd    `cmd:"" help:"Bring the database's schema up to date, or look at it."`
 	Worker     workerCmd     `cmd:"" help:"Run tasks."`
@@ -78,6 +82,11 @@ func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(fo
 
 func (e *usageError) Error() string        { return e.msg }
 func (e *usageError) Is(target error) bool { return target == errUsage }
+
+// statusError ends a command that has said all there is to say.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // exited is how kong's help leaves the parser.
 type exited int
@@ -146,6 +155,9 @@ func (l *lockedWriter) Write(p []byte) (int, error) {
 
 // fail prints an error in one line and answers the exit status.
 func (s *session) fail(err error) int {
+	if status, ok := errors.AsType[statusError](err); ok {
+		return int(status)
+	}
 	var parse *kong.ParseError
 	usage := errors.As(err, &parse) || errors.Is(err, errUsage) || errors.Is(err, tasking.ErrInvalid)
 	hint := ""

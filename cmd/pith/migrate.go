@@ -5,6 +5,8 @@ import (
 	"io"
 	"strconv"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pithworks/pith/internal/migrate"
 )
 
@@ -26,12 +28,12 @@ type (
 
 // Run runs the command.
 func (migrateUpCmd) Run(ctx context.Context, s *session) error {
-	return s.migrate(ctx, func(ctx context.Context) error { return migrate.Up(ctx, s.cli.DatabaseURL, s.log) })
+	return s.migrate(ctx, func(ctx context.Context, p *pgxpool.Pool) error { return migrate.Up(ctx, p, s.log) })
 }
 
 // Run runs the command.
 func (migrateDownCmd) Run(ctx context.Context, s *session) error {
-	return s.migrate(ctx, func(ctx context.Context) error { return migrate.Down(ctx, s.cli.DatabaseURL) })
+	return s.migrate(ctx, migrate.Down)
 }
 
 // Run runs the command.
@@ -39,12 +41,12 @@ func (c migrateDownToCmd) Run(ctx context.Context, s *session) error {
 	if c.Version < 0 {
 		return usage("version %d is negative", c.Version)
 	}
-	return s.migrate(ctx, func(ctx context.Context) error { return migrate.DownTo(ctx, s.cli.DatabaseURL, c.Version) })
+	return s.migrate(ctx, func(ctx context.Context, p *pgxpool.Pool) error { return migrate.DownTo(ctx, p, c.Version) })
 }
 
 // Run runs the command.
 func (migrateStatusCmd) Run(ctx context.Context, s *session) error {
-	return s.migrate(ctx, func(context.Context) error { return nil })
+	return s.migrate(ctx, func(context.Context, *pgxpool.Pool) error { return nil })
 }
 
 // migration is a step of the schema's history as it is printed.
@@ -55,18 +57,18 @@ type migration struct {
 }
 
 // migrate does something with the schema of a database that answers, and prints what it is then.
-func (s *session) migrate(ctx context.Context, do func(context.Context) error) error {
+func (s *session) migrate(ctx context.Context, do func(context.Context, *pgxpool.Pool) error) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
 	p, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
-	p.Close()
-	if err := do(ctx); err != nil {
+	defer p.Close()
+	if err := do(ctx, p); err != nil {
 		return err
 	}
-	list, err := migrate.Status(ctx, s.cli.DatabaseURL)
+	list, err := migrate.Status(ctx, p)
 	if err != nil {
 		return err
 	}

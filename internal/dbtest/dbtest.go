@@ -41,6 +41,7 @@ import (
 
 	"github.com/pithworks/pith/internal/localpg"
 	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/pool"
 )
 
 // TimeZone is the servers' time zone: far from UTC, off by three quarters of an
@@ -276,7 +277,12 @@ func (s *Services) makeTemplate(ctx context.Context) error {
 	if err := s.Server.CreateDatabase(ctx, templateName); err != nil {
 		return fmt.Errorf("make template: %w", err)
 	}
-	if err := migrate.Up(ctx, s.Server.URL(templateName), nil); err != nil {
+	p, err := pool.Open(ctx, s.Server.URL(templateName), pool.Config{})
+	if err != nil {
+		return fmt.Errorf("make template: %w", err)
+	}
+	defer p.Close()
+	if err := migrate.Up(ctx, p, nil); err != nil {
 		return fmt.Errorf("make template: %w", err)
 	}
 	s.migrated = true

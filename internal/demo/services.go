@@ -9,6 +9,7 @@ import (
 
 	"github.com/pithworks/pith/internal/localpg"
 	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/pool"
 )
 
 // database is the name of the database in a server of our own.
@@ -72,7 +73,12 @@ func (s *Services) start(ctx context.Context, cfg ServicesConfig) error {
 			return err
 		}
 	}
-	if err := migrate.Up(ctx, s.URL, cfg.Log); err != nil {
+	p, err := pool.Open(ctx, s.URL, pool.Config{})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := migrate.Up(ctx, p, cfg.Log); err != nil {
 		return fmt.Errorf("prepare database: %w", err)
 	}
 	return nil

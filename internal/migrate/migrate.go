@@ -24,7 +24,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -62,11 +62,11 @@ func sources() ([]Migration, error) {
 
 func byVersion(a, b Migration) int { return cmp.Compare(a.Version, b.Version) }
 
-// Up applies all migrations that the database at url lacks. A database that is
+// Up applies all migrations that the database of p lacks. A database that is
 // newer than this binary is left as it is. Each migration is logged.
-func Up(ctx context.Context, url string, log *slog.Logger) error {
-	return withProvider(ctx, url, func(p *goose.Provider) error {
-		done, err := p.Up(ctx)
+func Up(ctx context.Context, p *pgxpool.Pool, log *slog.Logger) error {
+	return withProvider(ctx, p, func(g *goose.Provider) error {
+		done, err := g.Up(ctx)
 		for _, m := range done {
 			if log != nil {
 				log.Info("migration applied", "version", m.Source.Version, "file", path.Base(m.Source.Path), "took", m.Duration)
@@ -82,10 +82,10 @@ func Up(ctx context.Context, url string, log *slog.Logger) error {
 // Down undoes the migration that was applied last.
 //
 // The error matches [ErrTooNew] if this binary does not have that migration.
-func Down(ctx context.Context, url string) error {
-	return withProvider(ctx, url, func(p *goose.Provider) error {
-		if _, err := p.Down(ctx); err != nil {
-			return downError(ctx, p, err)
+func Down(ctx context.Context, p *pgxpool.Pool) error {
+	return withProvider(ctx, p, func(g *goose.Provider) error {
+		if _, err := g.Down(ctx); err != nil {
+			return downError(ctx, g, err)
 		}
 		return nil
 	})
@@ -95,52 +95,42 @@ func Down(ctx context.Context, url string) error {
 // them all. The order of failure is that of the steps: what was undone stays so.
 //
 // The error matches [ErrTooNew] if this binary lacks one of the migrations.
-func DownTo(ctx context.Context, url string, version int64) error {
-	return withProvider(ctx, url, func(p *goose.Provider) error {
-		if _, err := p.DownTo(ctx, version); err != nil {
-			return downError(ctx, p, err)
+func DownTo(ctx context.Context, p *pgxpool.Pool, version int64) error {
+	return withProvider(ctx, p, func(g *goose.Provider) error {
+		if _, err := g.DownTo(ctx, version); err != nil {
+			return downError(ctx, g, err)
 		}
 		return nil
 	})
 }
 
-func downError(ctx context.Context, p *goose.Provider, err error) error {
+func downError(ctx context.Context, g *goose.Provider, err error) error {
 	if errors.Is(err, goose.ErrVersionNotFound) {
-		if have, need, verr := p.GetVersions(ctx); verr == nil {
+		if have, need, verr := g.GetVersions(ctx); verr == nil {
 			err = &VersionError{Have: have, Need: need}
 		}
 	}
 	return fmt.Errorf("migrate down: %w", err)
 }
 
-// config reads url for connections that keep nothing on the server.
-func config(url string) (*pgx.ConnConfig, error) {
-	cfg, err := pgx.ParseConfig(url)
-	if err != nil {
-		return nil, fmt.Errorf("database address: %w", err)
+// withProvider calls do with a goose provider for the database of p.
+func withProvider(ctx context.Context, p *pgxpool.Pool, do func(*goose.Provider) error) (err error) {
+	// Not the pool's own connections: they may be too few for the lock and the work.
+	cfg := p.Config()
+	var options []stdlib.OptionOpenDB
+	if cfg.BeforeConnect != nil {
+		options = append(options, stdlib.OptionBeforeConnect(cfg.BeforeConnect))
 	}
-	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
-	cfg.StatementCacheCapacity = 0
-	cfg.DescriptionCacheCapacity = 0
-	return cfg, nil
-}
-
-// withProvider calls do with a goose provider for the database at url.
-func withProvider(ctx context.Context, url string, do func(*goose.Provider) error) (err error) {
-	cfg, err := config(url)
-	if err != nil {
-		return err
-	}
-	db := stdlib.OpenDB(*cfg)
+	db := stdlib.OpenDB(*cfg.ConnConfig, options...)
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if err := db.PingContext(ctx); err != nil {
 		return fmt.Errorf("connect to the database: %w", err)
 	}
-	p, err := provider(db)
+	g, err := provider(db)
 	if err != nil {
 		return err
 	}
-	return do(p)
+	return do(g)
 }
 
 func provider(db *sql.DB) (*goose.Provider, error) {

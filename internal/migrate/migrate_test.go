@@ -7,25 +7,28 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/pool"
 )
 
 func TestMain(m *testing.M) { dbtest.Main(m) }
 
 // eachWay runs a test with an empty database, directly and as the tests' pooler
 // is configured.
-func eachWay(t *testing.T, test func(t *testing.T, db *dbtest.DB, url string)) {
+func eachWay(t *testing.T, test func(t *testing.T, db *dbtest.DB, p *pgxpool.Pool)) {
 	t.Helper()
 	t.Run("direct", func(t *testing.T) {
 		t.Parallel()
 		db := dbtest.Empty(t)
-		test(t, db, db.DirectURL)
+		test(t, db, db.Direct)
 	})
 	t.Run("pooled", func(t *testing.T) {
 		t.Parallel()
 		db := dbtest.Empty(t)
-		test(t, db, db.URL)
+		test(t, db, db.Pool)
 	})
 }
 
@@ -74,9 +77,9 @@ func newest(t *testing.T) int64 {
 
 func TestUpDownUp(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, db *dbtest.DB, url string) {
+	eachWay(t, func(t *testing.T, db *dbtest.DB, p *pgxpool.Pool) {
 		wantCheck(t, db, migrate.ErrTooOld, 0)
-		if err := migrate.Up(t.Context(), url, db.Log); err != nil {
+		if err := migrate.Up(t.Context(), p, db.Log); err != nil {
 			t.Fatal(err)
 		}
 		wantCheck(t, db, nil, 0)
@@ -84,20 +87,20 @@ func TestUpDownUp(t *testing.T) {
 		if len(first) == 0 {
 			t.Error("the migrations made nothing")
 		}
-		if err := migrate.Up(t.Context(), url, db.Log); err != nil {
+		if err := migrate.Up(t.Context(), p, db.Log); err != nil {
 			t.Errorf("nothing to do: %v", err)
 		}
-		if err := migrate.DownTo(t.Context(), url, 0); err != nil {
+		if err := migrate.DownTo(t.Context(), p, 0); err != nil {
 			t.Fatal(err)
 		}
 		wantCheck(t, db, migrate.ErrTooOld, 0)
 		if left := relations(t, db); len(left) != 0 {
 			t.Errorf("undoing all migrations leaves %v", left)
 		}
-		if err := migrate.Down(t.Context(), url); err == nil {
+		if err := migrate.Down(t.Context(), p); err == nil {
 			t.Error("undid a migration when none was applied")
 		}
-		if err := migrate.Up(t.Context(), url, db.Log); err != nil {
+		if err := migrate.Up(t.Context(), p, db.Log); err != nil {
 			t.Fatal(err)
 		}
 		if again := relations(t, db); !slices.Equal(first, again) {
@@ -109,10 +112,10 @@ func TestUpDownUp(t *testing.T) {
 func TestEachStepCanBeUndoneAndRedone(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Empty(t)
-	if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+	if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 		t.Fatal(err)
 	}
-	list, err := migrate.Status(t.Context(), db.URL)
+	list, err := migrate.Status(t.Context(), db.Pool)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,24 +124,24 @@ func TestEachStepCanBeUndoneAndRedone(t *testing.T) {
 		if i > 0 {
 			before = list[i-1].Version
 		}
-		if err := migrate.DownTo(t.Context(), db.URL, list[i].Version); err != nil {
+		if err := migrate.DownTo(t.Context(), db.Pool, list[i].Version); err != nil {
 			t.Fatal(err)
 		}
 		at := relations(t, db)
-		if err := migrate.Down(t.Context(), db.URL); err != nil {
+		if err := migrate.Down(t.Context(), db.Pool); err != nil {
 			t.Fatal(err)
 		}
 		wantCheck(t, db, migrate.ErrTooOld, before)
-		if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+		if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 			t.Fatal(err)
 		}
-		if err := migrate.DownTo(t.Context(), db.URL, list[i].Version); err != nil {
+		if err := migrate.DownTo(t.Context(), db.Pool, list[i].Version); err != nil {
 			t.Fatal(err)
 		}
 		if again := relations(t, db); !slices.Equal(at, again) {
 			t.Errorf("%s redone made %v, the first time %v", list[i].Name, again, at)
 		}
-		if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+		if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -147,10 +150,10 @@ func TestEachStepCanBeUndoneAndRedone(t *testing.T) {
 
 func TestTwoMigratorsAtOnceBothSucceed(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, db *dbtest.DB, url string) {
+	eachWay(t, func(t *testing.T, db *dbtest.DB, p *pgxpool.Pool) {
 		errs := make(chan error)
 		for range 2 {
-			go func() { errs <- migrate.Up(t.Context(), url, db.Log) }()
+			go func() { errs <- migrate.Up(t.Context(), p, db.Log) }()
 		}
 		for range 2 {
 			if err := <-errs; err != nil {
@@ -162,7 +165,7 @@ func TestTwoMigratorsAtOnceBothSucceed(t *testing.T) {
 		if err := db.Direct.QueryRow(t.Context(), "SELECT count(*) FROM goose_db_version").Scan(&rows); err != nil {
 			t.Fatal(err)
 		}
-		list, err := migrate.Status(t.Context(), url)
+		list, err := migrate.Status(t.Context(), p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +178,7 @@ func TestTwoMigratorsAtOnceBothSucceed(t *testing.T) {
 func TestMigratorsUseNoAdvisoryLockAndLeaveNoSetting(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Empty(t)
-	if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+	if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 		t.Fatal(err)
 	}
 	var locks int
@@ -198,7 +201,7 @@ func TestMigratorsUseNoAdvisoryLockAndLeaveNoSetting(t *testing.T) {
 func TestNewerDatabaseIsToldApart(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Empty(t)
-	if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+	if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 		t.Fatal(err)
 	}
 	const future = 99999
@@ -206,13 +209,13 @@ func TestNewerDatabaseIsToldApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCheck(t, db, migrate.ErrTooNew, future)
-	if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+	if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 		t.Errorf("up on a newer database: %v", err)
 	}
-	if err := migrate.Down(t.Context(), db.URL); !errors.Is(err, migrate.ErrTooNew) {
+	if err := migrate.Down(t.Context(), db.Pool); !errors.Is(err, migrate.ErrTooNew) {
 		t.Errorf("down on a newer database: %v", err)
 	}
-	list, err := migrate.Status(t.Context(), db.URL)
+	list, err := migrate.Status(t.Context(), db.Pool)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +227,7 @@ func TestNewerDatabaseIsToldApart(t *testing.T) {
 func TestStatusTellsWhatIsApplied(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Empty(t)
-	list, err := migrate.Status(t.Context(), db.URL)
+	list, err := migrate.Status(t.Context(), db.Pool)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,10 +246,10 @@ func TestStatusTellsWhatIsApplied(t *testing.T) {
 	if tables != 0 {
 		t.Errorf("asking for the status made %d relations", tables)
 	}
-	if err := migrate.Up(t.Context(), db.URL, db.Log); err != nil {
+	if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 		t.Fatal(err)
 	}
-	if list, err = migrate.Status(t.Context(), db.URL); err != nil {
+	if list, err = migrate.Status(t.Context(), db.Pool); err != nil {
 		t.Fatal(err)
 	}
 	var now time.Time
@@ -276,4 +279,18 @@ func TestVersionErrorsNameTheRemedy(t *testing.T) {
 	if !strings.Contains(fresh.Error(), "newer binary") {
 		t.Errorf("no remedy in %q", fresh)
 	}
+}
+
+func TestOneConnectionIsEnough(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Empty(t)
+	p, err := pool.Open(t.Context(), db.URL, pool.Config{MaxConns: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := migrate.Up(t.Context(), p, db.Log); err != nil {
+		t.Fatal(err)
+	}
+	wantCheck(t, db, nil, 0)
 }

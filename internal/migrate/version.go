@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // The ways in which a database can differ from what this binary needs. Both are
@@ -91,24 +92,15 @@ func Check(ctx context.Context, db Querier) error {
 	return nil
 }
 
-// Status returns the migrations that this binary has or that the database at url
+// Status returns the migrations that this binary has or that the database of p
 // has seen, in order of their versions. It changes nothing.
-func Status(ctx context.Context, url string) ([]Migration, error) {
+func Status(ctx context.Context, p *pgxpool.Pool) ([]Migration, error) {
 	list, err := sources()
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := config(url)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := pgx.ConnectConfig(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the database: %w", err)
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	// An error of the query itself shows when its rows are read.
-	rows, _ := conn.Query(ctx, selectApplied)
+	rows, _ := p.Query(ctx, selectApplied)
 	var version int64
 	var at time.Time
 	_, err = pgx.ForEachRow(rows, []any{&version, &at}, func() error {
