@@ -55,6 +55,7 @@ type cli struct {
 	Group      groupCmd      `cmd:"" help:"Make groups of tasks and look at them."`
 	Schedule   scheduleCmd   `cmd:"" help:"Have tasks dispatched by the clock."`
 	Workers    workersCmd    `cmd:"" help:"List the workers and other processes."`
+	Doctor     doctorCmd     `cmd:"" help:"Look at the database, what stands before it and the fleet, and say what is wrong and what helps."`
 	Dev        devCmd        `cmd:"" help:"Run everything on this machine: database, pooler and workers."`
 	Demo       demoCmd       `cmd:"" help:"Make the manifest of a directory with the tasking system."`
 	DemoWorker demoWorkerCmd `cmd:"" hidden:""`

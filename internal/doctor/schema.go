@@ -1,0 +1,305 @@
+package doctor
+
+import (
+	"context"
+	_ "embed" // the snapshot
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/migrate"
+)
+
+//go:generate go test -run TestSnapshotIsCurrent . -update
+
+// snapshotJSON is the schema as the migrations make it: a list of objects. A test keeps it current.
+//
+//go:embed schema.json
+var snapshotJSON []byte
+
+// object is a part of the schema.
+type object struct {
+	Kind       string `json:"kind"`
+	Relation   string `json:"relation,omitempty"` // the table that it belongs to
+	Name       string `json:"name"`
+	Definition string `json:"definition"`
+}
+
+func (o object) key() [3]string { return [3]string{o.Kind, o.Relation, o.Name} }
+
+// String names it for people.
+func (o object) String() string {
+	switch o.Kind {
+	case "column":
+		return fmt.Sprintf("column %s.%s", o.Relation, o.Name)
+	case "constraint", "trigger", "rule":
+		return fmt.Sprintf("%s %s of table %s", o.Kind, o.Name, o.Relation)
+	case "storage":
+		return "storage parameters of table " + o.Relation
+	case "rows":
+		return "rows of table " + o.Relation
+	}
+	return o.Kind + " " + o.Name
+}
+
+// snapshot is decoded once.
+var snapshot = sync.OnceValues(func() ([]object, error) {
+	var want []object
+	if err := json.Unmarshal(snapshotJSON, &want); err != nil {
+		return nil, fmt.Errorf("decode the schema's snapshot: %w", err)
+	}
+	return want, nil
+})
+
+// names of the snapshot's objects of one kind.
+func names(want []object, kind string) (list []string) {
+	for _, o := range want {
+		if o.Kind == kind {
+			list = append(list, o.Name)
+		}
+	}
+	return list
+}
+
+// zeroIntervals undoes what the session's IntervalStyle does to the constraints' text.
+var zeroIntervals = strings.NewReplacer("'0'::interval", "'00:00:00'::interval", "'@ 0'::interval", "'00:00:00'::interval", "'PT0S'::interval", "'00:00:00'::interval")
+
+// observe reads the schema as it is.
+func observe(ctx context.Context, q *db.Queries, on db.DBTX) ([]object, error) {
+	rows, err := q.DoctorObjects(ctx, on)
+	if err != nil {
+		return nil, err
+	}
+	have := make([]object, 0, len(rows))
+	for _, r := range rows {
+		o := object(r)
+		o.Definition = zeroIntervals.Replace(strings.Join(strings.Fields(o.Definition), " "))
+		have = append(have, o)
+	}
+	return have, nil
+}
+
+// buckets describes the rows of resource_lock. Its primary key makes three numbers tell all.
+func buckets(ctx context.Context, q *db.Queries, on db.DBTX) (object, error) {
+	b, err := q.DoctorBuckets(ctx, on)
+	if err != nil {
+		return object{}, err
+	}
+	return object{Kind: "rows", Relation: "resource_lock", Definition: fmt.Sprintf("%d buckets, %d to %d", b.Buckets, b.First, b.Last)}, nil
+}
+
+func (x *examination) lookAtSchema(ctx context.Context, f *findings) error {
+	err := migrate.Check(ctx, x.pool)
+	var version *migrate.VersionError
+	switch {
+	case errors.As(err, &version):
+		x.foreign = true
+		switch {
+		case version.Have == 0:
+			f.add(Error, "run `pith migrate up`", "the database has no schema of Pith (this binary needs version %d)", version.Need)
+		case errors.Is(err, migrate.ErrTooOld):
+			f.add(Error, "run `pith migrate up`", "the schema is at version %d, this binary needs %d", version.Have, version.Need)
+		default:
+			f.add(Error, fmt.Sprintf("use a newer binary, or run that one's `pith migrate down-to %d`", version.Need),
+				"the schema is at version %d, this binary knows only up to %d", version.Have, version.Need)
+		}
+		f.add(Note, "", "what lies in the schema was not looked at: its version is another")
+		return nil
+	case err != nil:
+		x.foreign = true
+		return err
+	}
+	need, err := migrate.Newest()
+	if err != nil {
+		return err
+	}
+	f.ok("at version %d, as this binary needs it", need)
+	return nil
+}
+
+// shown is how many findings of a kind are listed one by one.
+const shown = 20
+
+func (x *examination) lookAtDrift(ctx context.Context, f *findings) error {
+	want, err := snapshot()
+	if err != nil {
+		return err
+	}
+	have, err := observe(ctx, x.q, x.pool)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(have, func(o object) bool { return o.Kind == "table" && o.Name == "resource_lock" }) {
+		b, err := buckets(ctx, x.q, x.pool)
+		if err != nil {
+			f.unseen(err, x.cfg.Timeout)
+			want = slices.DeleteFunc(slices.Clone(want), func(o object) bool { return o.Kind == "rows" })
+		} else {
+			have = append(have, b)
+		}
+	}
+	list := drift(want, have)
+	slices.SortStableFunc(list, func(a, b Finding) int { return b.Severity.rank() - a.Severity.rank() })
+	for _, d := range list[:min(len(list), shown)] {
+		f.add(d.Severity, d.Remedy, "%s", d.Message)
+	}
+	if more := len(list) - shown; more > 0 {
+		f.add(list[shown].Severity, "", "%d more differences", more)
+	}
+	f.ok("as the migrations made it")
+	return nil
+}
+
+// drift tells how a schema differs from the one wanted.
+func drift(want, have []object) (list []Finding) {
+	found := map[[3]string]object{}
+	for _, o := range have {
+		found[o.key()] = o
+	}
+	known, gone := map[[3]string]bool{}, map[string]bool{}
+	for _, w := range want {
+		known[w.key()] = true
+		if _, ok := found[w.key()]; w.Kind == "table" && !ok {
+			gone[w.Name] = true
+		}
+	}
+	for _, w := range want {
+		h, ok := found[w.key()]
+		switch {
+		case ok && h.Definition == w.Definition, w.Kind != "table" && gone[w.Relation]:
+		case ok:
+			list = append(list, differs(w, h))
+		default:
+			list = append(list, lacks(w))
+		}
+	}
+	for _, h := range have {
+		if !known[h.key()] && (known[[3]string{"table", h.Relation, h.Relation}] || h.Kind == "disabled foreign key") {
+			if finding, ok := unknown(h); ok {
+				list = append(list, finding)
+			}
+		}
+	}
+	return list
+}
+
+const fromMigrations = "somebody changed it by hand: take it from the migrations of this release (sql/schema)"
+
+func lacks(w object) Finding {
+	f := Finding{Severity: Error, Message: w.String() + " is missing", Remedy: fromMigrations}
+	switch w.Kind {
+	case "index":
+		f.Remedy = w.Definition
+	case "constraint":
+		f.Remedy = fmt.Sprintf("ALTER TABLE %s ADD CONSTRAINT %s %s", w.Relation, w.Name, w.Definition)
+	case "column":
+		f.Remedy = fmt.Sprintf("ALTER TABLE %s ADD COLUMN %s %s", w.Relation, w.Name, w.Definition)
+	case "storage":
+		f.Severity = Note
+		f.Message = w.String() + " are at their defaults"
+		f.Remedy = fmt.Sprintf("ALTER TABLE %s SET (%s)", w.Relation, strings.ReplaceAll(w.Definition, "=", " = "))
+	}
+	return f
+}
+
+func differs(w, h object) Finding {
+	f := Finding{Severity: Error, Remedy: fromMigrations}
+	f.Message = fmt.Sprintf("%s differs: it is %s, not %s", w, h.Definition, w.Definition)
+	switch w.Kind {
+	case "function":
+		head, body, _ := strings.Cut(w.Definition, "; body ")
+		what := "its head and its body"
+		switch hHead, hBody, _ := strings.Cut(h.Definition, "; body "); {
+		case strings.Contains(hBody, "; "):
+			what = "there are several of that name"
+		case head == hHead:
+			what = "its body"
+		case body == hBody:
+			what = "its head"
+		}
+		f.Message = fmt.Sprintf("%s differs: %s", w, what)
+	case "index":
+		if h.Definition == w.Definition+" INVALID" {
+			f.Message = w.String() + " is invalid: its making was broken off, and it is not used"
+			f.Remedy = "REINDEX INDEX CONCURRENTLY " + w.Name
+		}
+	case "storage":
+		f.Severity = Note
+		f.Message = fmt.Sprintf("%s are %s, not %s: fine if that is your own tuning", w, h.Definition, w.Definition)
+		f.Remedy = fmt.Sprintf("ALTER TABLE %s SET (%s)", w.Relation, strings.ReplaceAll(w.Definition, "=", " = "))
+	case "rows":
+		f.Message = fmt.Sprintf("%s differ: %s, not %s: resources whose row is missing are not locked", w, h.Definition, w.Definition)
+		f.Remedy = "INSERT INTO resource_lock SELECT generate_series(-64, 4095) ON CONFLICT DO NOTHING"
+	}
+	return f
+}
+
+// unknown tells of an object on one of Pith's tables that the migrations did not make.
+func unknown(h object) (f Finding, bad bool) {
+	f = Finding{Severity: Warning, Message: "unknown " + h.String() + ": " + h.Definition}
+	switch h.Kind {
+	case "index":
+		f.Severity = Note
+		f.Remedy = "each index costs every write: drop it if nothing needs it"
+	case "column":
+		f.Remedy = "drop it: a later migration may need its name"
+		if strings.Contains(h.Definition, "NOT NULL") && !strings.Contains(h.Definition, " DEFAULT ") && !strings.Contains(h.Definition, " GENERATED ") {
+			f.Severity = Error
+			f.Remedy = "drop it, or let it be null: inserts fail"
+		}
+	case "storage":
+		f.Severity = Note
+		f.Message = fmt.Sprintf("%s are %s, not the defaults: fine if that is your own tuning", h, h.Definition)
+	case "trigger":
+		f.Remedy = "it runs inside of every change of the queues: drop it if you can"
+	case "constraint", "rule":
+		f.Remedy = "it may refuse or change what Pith writes: drop it if you can"
+	case "disabled foreign key":
+		f.Severity = Error
+		f.Message = fmt.Sprintf("foreign key %s of table %s does not act: its triggers are not enabled", h.Name, h.Relation)
+		f.Remedy = h.Definition
+	default:
+		return Finding{}, false
+	}
+	return f, true
+}
+
+func (x *examination) lookAtPrivileges(ctx context.Context, f *findings) error {
+	want, err := snapshot()
+	if err != nil {
+		return err
+	}
+	tables, functions := names(want, "table"), names(want, "function")
+	rows, err := x.q.DoctorPrivileges(ctx, x.pool, db.DoctorPrivilegesParams{Tables: tables, Functions: functions})
+	if err != nil {
+		return err
+	}
+	type subject struct{ kind, name string }
+	lacking := map[subject][]string{}
+	var order []subject
+	for _, r := range rows {
+		s := subject{r.Kind, r.Name}
+		if lacking[s] == nil {
+			order = append(order, s)
+		}
+		lacking[s] = append(lacking[s], r.Privilege)
+	}
+	for _, s := range order[:min(len(order), shown)] {
+		on := identifier(s.name)
+		if s.kind == "function" {
+			on = "FUNCTION " + on
+		}
+		privileges := strings.Join(lacking[s], ", ")
+		f.add(Error, fmt.Sprintf("GRANT %s ON %s TO %s", privileges, on, identifier(x.server.Role)),
+			"role %s lacks %s on %s %s", x.server.Role, privileges, s.kind, s.name)
+	}
+	if more := len(order) - shown; more > 0 {
+		f.add(Error, "", "role %s lacks privileges on %d more", x.server.Role, more)
+	}
+	f.ok("role %s may use all tables and functions", x.server.Role)
+	return nil
+}
