@@ -19,6 +19,8 @@
 //     WHERE CURRENT OF. PREPARE TRANSACTION counts as PREPARE, and UNLISTEN as LISTEN.
 //   - A function counts by its name alone, in any schema and in any case: which one
 //     it is would take a search path to tell, and a proxy has none.
+//   - A text that nests too deep for the parser counts as one that pins. One that is
+//     not in the grammar does not: the server refuses it as well.
 //   - A text is what is sent, not what is run. A construct counts wherever it stands:
 //     in a default, in a view, in what is explained or prepared. What stands in a
 //     string is not read, so neither are the bodies of functions and DO.
@@ -76,8 +78,8 @@ type verdict struct {
 // of one simple query or one Parse message. It may hold several statements.
 //
 // The error says that the text is not in PostgreSQL's grammar, or that it nests too
-// deep to be parsed. A text longer than [MaxText] is one finding, and is not parsed:
-// it pins whatever it holds.
+// deep to be parsed, which is a finding, too. A text longer than [MaxText] is one
+// finding, and is not parsed: it pins whatever it holds.
 //
 // The first call in a process takes seconds, the first one with a text less than a
 // millisecond, and the next ones with that text next to nothing. It is safe for
@@ -130,6 +132,10 @@ func (r *reader) inOrder() (found []Finding) {
 // read adds what a text holds.
 func (r *reader) read(text string) error {
 	answer, err := parse(text, parser.ParseToJSON)
+	if errors.Is(err, errDeep) {
+		// Who cannot look must assume the worst.
+		r.found = append(r.found, located{Finding{"text nested too deep to be read", true}, 0})
+	}
 	if err != nil {
 		return err
 	}
