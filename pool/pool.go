@@ -11,6 +11,7 @@ package pool
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,7 +41,7 @@ type Config struct {
 func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, fmt.Errorf("parse database URL: %w", err)
+		return nil, fmt.Errorf("parse database URL: %s", withoutURL(err))
 	}
 	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	if cfg.NamedStatements {
@@ -75,6 +76,15 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 		}
 	}
 	return OpenConfig(ctx, c)
+}
+
+// withoutURL is the reason alone. pgx quotes the URL before it, and finds most passwords in it, not all.
+func withoutURL(err error) string {
+	text := err.Error()
+	if i := strings.LastIndex(text, "`: "); i >= 0 {
+		return text[i+len("`: "):]
+	}
+	return text
 }
 
 // OpenConfig makes a pool from a pgx configuration as it is.

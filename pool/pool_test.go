@@ -245,6 +245,55 @@ func TestRefusedTokensAreAskedForAnew(t *testing.T) {
 	}
 }
 
+// PgBouncer has an SQLSTATE of its own for a wrong password.
+func TestTokenThatPgBouncerRefusesIsAskedForAnew(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t)
+	s.exec(t, "ALTER ROLE app PASSWORD 'right'")
+	dir, err := os.MkdirTemp("", "pith") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"hba": "local all app scram-sha-256\nhost all pith 127.0.0.1/32 trust\n", "users": `"pith" ""` + "\n" + `"app" "right"` + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bouncer, err := s.server.StartBouncer(t.Context(), localpg.BouncerConfig{Settings: map[string]string{
+		"auth_type": "hba", "auth_hba_file": filepath.Join(dir, "hba"), "auth_file": filepath.Join(dir, "users"),
+		"unix_socket_dir": dir, "server_tls_sslmode": "prefer",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	source := func(context.Context, pool.Endpoint) (string, time.Time, error) {
+		asked++
+		if asked == 1 {
+			return "wrong", time.Now().Add(time.Hour), nil
+		}
+		return "right", time.Now().Add(time.Hour), nil
+	}
+	address := fmt.Sprintf("postgres://app@/postgres?host=%s&port=%d&sslmode=disable", url.QueryEscape(dir), bouncer.Port())
+	p, err := pool.Open(t.Context(), address, pool.Config{Token: source, MaxConns: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Ping(t.Context()); err == nil {
+		t.Error("the pooler has taken a wrong password")
+	}
+	if err := p.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTokenIsForWhatBeforeConnectLeaves(t *testing.T) {
 	t.Parallel()
 	s := newSecured(t)
@@ -281,6 +330,22 @@ func TestTokenIsForWhatBeforeConnectLeaves(t *testing.T) {
 	}
 	if n := r.count(); n != 1 {
 		t.Errorf("%d tokens, want 1", n)
+	}
+}
+
+func TestURLThatCannotBeReadIsNotShown(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{
+		"host=127.0.0.1 password = s3cret port=abc", "host=127.0.0.1 password='s3 cret' port=abc", "host=h password = s3cret sslmode=odd",
+		"postgres://pith:s3cret@127.0.0.1:abc/pith", "postgres://pith:s3cret@127.0.0.1/pith?sslmode=odd",
+	} {
+		p, err := pool.Open(t.Context(), url, pool.Config{})
+		if err == nil {
+			p.Close()
+			t.Errorf("%s was taken", url)
+		} else if text := err.Error(); strings.Contains(text, "s3") || !strings.Contains(text, "port") && !strings.Contains(text, "sslmode") {
+			t.Errorf("the error is %s", text)
+		}
 	}
 }
 

@@ -99,8 +99,9 @@ func (t *tokens) beforeConnect(ctx context.Context, c *pgx.ConnConfig) error {
 	c.Password = token
 	before := c.OnPgError
 	c.OnPgError = func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
-		// Class 28 is invalid authorization: a token that was refused is not tried again.
-		if strings.HasPrefix(err.Code, "28") {
+		// A token that was refused is not tried again. Class 28 is invalid authorization; PgBouncer calls
+		// it a protocol violation.
+		if strings.HasPrefix(err.Code, "28") || err.Code == protocolViolation {
 			t.drop(to, token)
 		}
 		if before != nil {
@@ -110,6 +111,9 @@ func (t *tokens) beforeConnect(ctx context.Context, c *pgx.ConnConfig) error {
 	}
 	return nil
 }
+
+// protocolViolation is an SQLSTATE.
+const protocolViolation = "08P01"
 
 // carriesToken checks where a token would go. pgx has one password for all hosts of a URL, but a
 // token is good for one of them. With sslmode allow and prefer it has an attempt without TLS.

@@ -181,7 +181,7 @@ func TestTokenServesOnWhileTheSourceFails(t *testing.T) {
 
 func TestRefusedTokenIsNotUsedAgain(t *testing.T) {
 	t.Parallel()
-	for code, drops := range map[string]bool{"28P01": true, "28000": true, "53300": false, "57P03": false} {
+	for code, drops := range map[string]bool{"28P01": true, "28000": true, "08P01": true, "53300": false, "57P03": false} {
 		t.Run(code, func(t *testing.T) {
 			t.Parallel()
 			s := &signer{life: time.Minute}

@@ -77,7 +77,7 @@ resource "aws_cloudwatch_metric_alarm" "failed_auth" {
 # The proxy's share of the database's connections. It excludes what the proxy keeps for itself.
 resource "aws_cloudwatch_metric_alarm" "server_connections" {
   alarm_name          = "${var.name}-proxy-server-connections"
-  alarm_description   = "Over 80 % of MaxDatabaseConnectionsAllowed are open: raise max_connections_percent, or find what keeps them busy."
+  alarm_description   = "Over 80 % of MaxDatabaseConnectionsAllowed are in use: raise max_connections_percent, or find what keeps them busy."
   evaluation_periods  = 5
   datapoints_to_alarm = 3
   comparison_operator = "GreaterThanThreshold"
@@ -90,16 +90,16 @@ resource "aws_cloudwatch_metric_alarm" "server_connections" {
   metric_query {
     id          = "share"
     label       = "share of the allowed server connections, in percent"
-    expression  = "IF(allowed > 0, 100 * open / allowed, 0)"
+    expression  = "IF(allowed > 0, 100 * borrowed / allowed, 0)"
     return_data = true
   }
 
   metric_query {
-    id = "open"
+    id = "borrowed"
 
     metric {
       namespace   = "AWS/RDS"
-      metric_name = "DatabaseConnections"
+      metric_name = "DatabaseConnectionsCurrentlyBorrowed"
       dimensions  = { ProxyName = aws_db_proxy.this.name }
       stat        = "Sum"
       period      = 60

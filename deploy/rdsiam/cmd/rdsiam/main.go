@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -39,7 +40,10 @@ func run(ctx context.Context, args []string, env func(string) string, out, errOu
 	port := flags.String("port", env("PGPORT"), "its port, default 5432 ($PGPORT)")
 	user := flags.String("user", env("PGUSER"), "the database's role ($PGUSER)")
 	region := flags.String("region", "", "the region, default as configured, else as in the endpoint's name")
-	if err := flags.Parse(args); err != nil {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
 		return 2
 	}
 	bad := func(text string) int {

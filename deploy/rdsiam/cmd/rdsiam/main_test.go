@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"strings"
 	"net/url"
 	"os"
 	"testing"
@@ -82,6 +83,13 @@ func TestFailuresAreOneLineOnStandardError(t *testing.T) {
 				t.Errorf("status %d, %q, %q, want %d, %q", code, out.String(), errOut.String(), tt.code, tt.want)
 			}
 		})
+	}
+}
+
+func TestHelpIsNoFailure(t *testing.T) {
+	var out, errOut bytes.Buffer
+	if code := run(t.Context(), []string{"-help"}, environment(nil), &out, &errOut); code != 0 || out.Len() != 0 || !strings.Contains(errOut.String(), "-region") {
+		t.Errorf("status %d, %q, %q", code, out.String(), errOut.String())
 	}
 }
 
