@@ -19,6 +19,10 @@ import (
 
 // BouncerConfig says how a PgBouncer pools.
 type BouncerConfig struct {
+	// Program is the path of the program. Default: the system's, which is installed
+	// where there is none.
+	Program string
+
 	// PoolSize is the number of server connections for each database and user.
 	// Default: 20.
 	PoolSize int
@@ -54,7 +58,7 @@ type Bouncer struct {
 // connections. It ends with the server, or earlier with [Bouncer.Stop]. The
 // context bounds the start only.
 func (s *Server) StartBouncer(ctx context.Context, cfg BouncerConfig) (*Bouncer, error) {
-	p, err := findBouncer(ctx, s.cfg, s.cache)
+	p, err := s.bouncerProgram(ctx, cfg.Program)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +85,22 @@ func (s *Server) StartBouncer(ctx context.Context, cfg BouncerConfig) (*Bouncer,
 	}
 	s.bouncers = append(s.bouncers, b)
 	return b, nil
+}
+
+// bouncerProgram looks at the given program, or for the system's if there is none.
+func (s *Server) bouncerProgram(ctx context.Context, given string) (pooler, error) {
+	if given == "" {
+		return findBouncer(ctx, s.cfg, s.cache)
+	}
+	path, err := filepath.Abs(given)
+	if err != nil {
+		return pooler{}, fmt.Errorf("PgBouncer's program: %w", err)
+	}
+	_, major, minor, err := versionOf(ctx, path)
+	if err != nil {
+		return pooler{}, fmt.Errorf("PgBouncer's program: %w", err)
+	}
+	return pooler{path, major, minor}, nil
 }
 
 // maxClients leaves room in the limit of open files, which PgBouncer raises to

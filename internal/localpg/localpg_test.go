@@ -119,6 +119,45 @@ func TestRestartsKeepPortAndData(t *testing.T) {
 	}
 }
 
+func TestBouncerRunsTheGivenProgram(t *testing.T) {
+	t.Parallel()
+	s := start(t, Config{Settings: unsafe()})
+	found, err := findBouncer(t.Context(), Config{}, s.cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := openDir(t)
+	for name, script := range map[string]string{
+		// It leaves a mark in the log.
+		"given":   "#!/bin/sh\necho 'as given' >&2\nexec '" + found.path + "' \"$@\"\n",
+		"another": "#!/bin/sh\necho another 1.24.1\n",
+	} {
+		// A child that is forked meanwhile would hold it open for writing: text file busy.
+		syscall.ForkLock.RLock()
+		err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)
+		syscall.ForkLock.RUnlock()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := s.StartBouncer(t.Context(), BouncerConfig{Program: filepath.Join(dir, "given")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := mustAsk(t, b.URL("postgres"), "SELECT current_database()::text"); got != "postgres" {
+		t.Errorf("connected to %q", got)
+	}
+	if text := b.log.text(); !strings.Contains(text, "as given") {
+		t.Errorf("another program was run; its log:\n%s", text)
+	}
+	for name, want := range map[string]string{"another": "unknown version", "missing": "no such file"} {
+		_, err := s.StartBouncer(t.Context(), BouncerConfig{Program: filepath.Join(dir, name)})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", name, err, want)
+		}
+	}
+}
+
 func TestFailureShowsTheLog(t *testing.T) {
 	t.Parallel()
 	_, err := Start(t.Context(), Config{Settings: map[string]string{"shared_buffers": "plenty"}})
