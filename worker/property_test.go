@@ -307,7 +307,7 @@ func (p *play) drive(ctx context.Context, ps *process, seed uint64, ops int) {
 		case n < 14:
 			p.dispatchMany(ctx, ps, rng, false)
 		case n < 16:
-			p.dispatchMany(ctx, ps, rng, true)
+			p.dispatchMany(ctx, ps, rng, dbtest.Transactions())
 		case n < 19 || rng.IntN(8) > 0:
 			p.cancel(ctx, ps, rng)
 		default:

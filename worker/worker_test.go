@@ -430,7 +430,7 @@ func TestWorkerSurvivesAnOutageOfDatabaseAndPooler(t *testing.T) {
 	c := newClient(t, d.Pool, d, echo)
 	start(t, c, Config{TTL: 20 * time.Second, Log: d.Log})
 	wait(t, c, dispatch(t, c, echo.Request(echoArgs{}, tasking.Options{})))
-	if err := services.Bouncer.Restart(t.Context()); err != nil {
+	if err := services.Pooler.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	wait(t, c, dispatch(t, c, echo.Request(echoArgs{}, tasking.Options{})))

@@ -46,12 +46,18 @@ func (s *session) child(url string, level slog.Level, args ...string) (func() *e
 type devCmd struct {
 	Workers int    `default:"2" help:"Worker processes to start."`
 	DataDir string `name:"data-dir" placeholder:"DIR" help:"Where the database is kept. Default: a cache directory."`
+	Pooler  string `enum:",pgbouncer,rdsproxy,none" default:"" placeholder:"NAME" help:"What stands before the database: pgbouncer, rdsproxy (a stand-in for Amazon RDS Proxy that logs what would pin) or none. Default: pgbouncer, if it can be had."`
 }
 
 // places are the addresses of what dev has started.
 type places struct {
 	Pooled string `json:"database_url"`
 	Direct string `json:"direct_database_url"`
+}
+
+// through says what stands before the database of pith dev.
+var through = map[string]string{
+	demo.PgBouncer: "through PgBouncer", demo.RDSProxy: "through the stand-in for RDS Proxy", demo.NoPooler: "without a pooler",
 }
 
 // Run runs the command.
@@ -65,7 +71,7 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 		}
 		c.DataDir = filepath.Join(cache, "dev")
 	}
-	services, err := demo.StartServices(ctx, demo.ServicesConfig{DataDir: c.DataDir, Log: s.log, Progress: s.err})
+	services, err := demo.StartServices(ctx, demo.ServicesConfig{DataDir: c.DataDir, Pooler: c.Pooler, OnFinding: s.finding(newTally()), Log: s.log, Progress: s.err})
 	switch {
 	case errors.Is(err, localpg.ErrInUse):
 		return fmt.Errorf("pith dev runs already, with %s", c.DataDir)
@@ -87,8 +93,8 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 	at := places{Pooled: services.URL, Direct: services.DirectURL}
 	err = s.print(at, func(w io.Writer) {
 		fmt.Fprintf(w, "# PostgreSQL %s with %d workers; the data are kept in %s\n", services.Version, c.Workers, c.DataDir)
-		fmt.Fprintf(w, "# through PgBouncer, as the workers are connected:\nexport PITH_DATABASE_URL='%s'\n", at.Pooled)
-		fmt.Fprintf(w, "# without it, for psql and the like:\nexport PITH_DIRECT_DATABASE_URL='%s'\n", at.Direct)
+		fmt.Fprintf(w, "# %s, as the workers are connected:\nexport PITH_DATABASE_URL='%s'\n", through[services.Pooler], at.Pooled)
+		fmt.Fprintf(w, "# directly, for psql and the like:\nexport PITH_DIRECT_DATABASE_URL='%s'\n", at.Direct)
 		fmt.Fprintln(w, "# Ctrl-C stops everything. A worker that is killed is replaced.")
 	})
 	if err != nil {
@@ -170,7 +176,11 @@ func (c demoCmd) run(ctx context.Context, s *session) (sum demo.Summary, err err
 		if s.cli.DatabaseURL != "" {
 			fmt.Fprintln(s.err, "leaving the database of PITH_DATABASE_URL alone; --database-url would use one")
 		}
-		services, err := demo.StartServices(ctx, demo.ServicesConfig{Direct: c.Direct, Log: log, Progress: s.err})
+		pooler := ""
+		if c.Direct {
+			pooler = demo.NoPooler
+		}
+		services, err := demo.StartServices(ctx, demo.ServicesConfig{Pooler: pooler, Log: log, Progress: s.err})
 		if err != nil {
 			return sum, err
 		}

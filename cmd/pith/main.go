@@ -58,6 +58,7 @@ type cli struct {
 	Doctor     doctorCmd     `cmd:"" help:"Look at the database, what stands before it and the fleet, and say what is wrong and what helps."`
 	Dev        devCmd        `cmd:"" help:"Run everything on this machine: database, pooler and workers."`
 	Demo       demoCmd       `cmd:"" help:"Make the manifest of a directory with the tasking system."`
+	RDSProxy   rdsproxyCmd   `cmd:"" name:"rdsproxy" help:"Run a stand-in for Amazon RDS Proxy and report what would pin."`
 	DemoWorker demoWorkerCmd `cmd:"" hidden:""`
 	Version    versionCmd    `cmd:"" help:"Print the versions."`
 }

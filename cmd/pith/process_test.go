@@ -334,6 +334,17 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 
 func TestDevRunsUntilItIsInterrupted(t *testing.T) {
 	t.Parallel()
+	for _, pooler := range []string{"pgbouncer", "rdsproxy"} {
+		t.Run(pooler, func(t *testing.T) {
+			t.Parallel()
+			dev(t, pooler)
+		})
+	}
+}
+
+// dev runs pith dev with a pooler, and interrupts it.
+func dev(t *testing.T, pooler string) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	top, err := os.MkdirTemp("", "pith-dev-") // the database's user must be able to enter it
@@ -353,7 +364,7 @@ func TestDevRunsUntilItIsInterrupted(t *testing.T) {
 	var log bytes.Buffer
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{"dev", "--data-dir", dir, "--log-level=warn"}, nil, writer, &log, environ(""))
+		code <- run(ctx, []string{"dev", "--data-dir", dir, "--log-level=warn", "--pooler", pooler}, nil, writer, &log, environ(""))
 		_ = writer.Close() // never fails
 	}()
 	urls := map[string]string{}
@@ -389,6 +400,9 @@ func TestDevRunsUntilItIsInterrupted(t *testing.T) {
 	cancel()
 	if got := <-code; got != exitOK {
 		t.Errorf("status %d\n%s", got, &log)
+	}
+	if strings.Contains(log.String(), "not safe behind rds proxy") {
+		t.Errorf("something pins: %s", &log)
 	}
 	pith(t, url, "workers").wants(t, exitFailure, "connection refused")
 }

@@ -1,17 +1,24 @@
 // Package dbtest gives each test a PostgreSQL database of its own, behind a real
 // pooler.
 //
-// A test binary that needs it has one PostgreSQL and one PgBouncer in transaction
-// mode, started at the first call of [New] and stopped by [Main]. A database is a
-// clone of a migrated template, lives in an odd time zone, and is dropped when its
-// test ends, after the invariants were checked in it.
+// When a test ends, the text of each statement that its pool has sent is inspected
+// for what the pooler contract forbids, in every run but those with the race
+// detector, which would make that slow.
+//
+// A test binary that needs it has one PostgreSQL and one pooler, started at the
+// first call of [New] and stopped by [Main]. A database is a clone of a migrated
+// template, lives in an odd time zone, and is dropped when its test ends, after the
+// invariants were checked in it.
 //
 // The servers are quick, not safe: nothing is flushed to disk.
 //
 // The environment chooses what the tests run against:
 //
-//   - PITH_TEST_POOLER: pgbouncer (the default), or direct to do without a pooler;
-//   - PITH_TEST_POOL_SIZE: PgBouncer's server connections for each database,
+//   - PITH_TEST_POOLER: pgbouncer (transaction mode, the default), statement
+//     (PgBouncer's statement mode), rdsproxy (the stand-in for Amazon RDS Proxy,
+//     where a pin fails the test), container (the image of deploy/pgbouncer, which
+//     PITH_TEST_POOLER_PROGRAM runs), or direct to do without;
+//   - PITH_TEST_POOL_SIZE: the pooler's server connections for each database,
 //     default 4, few on purpose;
 //   - PITH_TEST_POSTGRES: PostgreSQL's major version or newest, default the
 //     system's;
@@ -41,6 +48,7 @@ import (
 
 	"github.com/pithworks/pith/internal/localpg"
 	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/internal/pinning"
 	"github.com/pithworks/pith/pool"
 )
 
@@ -71,8 +79,8 @@ var serverSettings = map[string]string{
 type Services struct {
 	// Server is the PostgreSQL server.
 	Server *localpg.Server
-	// Bouncer is the PgBouncer before it; nil if the tests run without a pooler.
-	Bouncer *localpg.Bouncer
+	// Pooler stands before it; nil if the tests run without one.
+	Pooler Pooler
 
 	template sync.Mutex // held while the template is made
 	migrated bool
@@ -96,7 +104,7 @@ func Main(m *testing.M) {
 	s := shared.services
 	shared.Unlock()
 	if s != nil {
-		if err := s.Server.Stop(); err != nil {
+		if err := s.stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "dbtest:", err)
 			code = max(code, 1)
 		}
@@ -110,18 +118,6 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// poolerWanted tells whether tests go through a pooler.
-func poolerWanted() (bool, error) {
-	switch v := os.Getenv("PITH_TEST_POOLER"); v {
-	case "", "pgbouncer":
-		return true, nil
-	case "direct":
-		return false, nil
-	default:
-		return false, fmt.Errorf("PITH_TEST_POOLER=%s: use pgbouncer or direct", v)
-	}
-}
-
 // poolSize returns how many server connections the pooler has for each database.
 func poolSize() (int, error) {
 	v := cmp.Or(os.Getenv("PITH_TEST_POOL_SIZE"), "4")
@@ -132,22 +128,8 @@ func poolSize() (int, error) {
 	return size, nil
 }
 
-// Pooled tells whether URL and Pool of a database go through a pooler.
-func Pooled() bool {
-	pooled, err := poolerWanted()
-	return pooled && err == nil
-}
-
 // start runs a server and, if wanted, a pooler.
 func start(settings map[string]string) (*Services, error) {
-	pooled, err := poolerWanted()
-	if err != nil {
-		return nil, err
-	}
-	size, err := poolSize()
-	if err != nil {
-		return nil, err
-	}
 	all := maps.Clone(serverSettings)
 	maps.Copy(all, settings)
 	// The servers outlive the test that happens to start them.
@@ -163,13 +145,19 @@ func start(settings map[string]string) (*Services, error) {
 		return nil, fmt.Errorf("start servers: %w", err)
 	}
 	s := &Services{Server: server}
-	if pooled {
-		if s.Bouncer, err = server.StartBouncer(ctx, localpg.BouncerConfig{PoolSize: size}); err != nil {
-			_ = server.Stop()
-			return nil, fmt.Errorf("start servers: %w", err)
-		}
+	if s.Pooler, err = startPooler(ctx, server); err != nil {
+		_ = server.Stop()
+		return nil, fmt.Errorf("start servers: %w", err)
 	}
 	return s, nil
+}
+
+// stop ends both for good.
+func (s *Services) stop() error {
+	if s.Pooler != nil {
+		s.Pooler.Stop()
+	}
+	return s.Server.Stop()
 }
 
 // memoryDir returns a directory in memory, or nothing if there is none with room
@@ -209,7 +197,7 @@ func Private(t testing.TB, settings map[string]string) *Services {
 		t.Fatalf("dbtest: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := s.Server.Stop(); err != nil {
+		if err := s.stop(); err != nil {
 			t.Errorf("dbtest: %v", err)
 		}
 	})
@@ -240,6 +228,9 @@ type DB struct {
 
 	// Services are what the database lives on.
 	Services *Services
+
+	// sent is what went through Pool.
+	sent pinning.Tracer
 }
 
 // New returns a migrated database on the shared services.
@@ -249,7 +240,8 @@ func New(t testing.TB) *DB {
 }
 
 // Empty returns a database without a schema on the shared services. No
-// invariants are checked in it.
+// invariants are checked in it. It is for migrations, which are transactions: past
+// a pooler that allows none, its URL is the direct one.
 func Empty(t testing.TB) *DB {
 	t.Helper()
 	return Shared(t).open(t, "template0", false)
@@ -308,8 +300,8 @@ func (s *Services) open(t testing.TB, template string, migrated bool) *DB {
 		Services:  s,
 	}
 	db.URL = db.DirectURL
-	if s.Bouncer != nil {
-		db.URL = s.Bouncer.URL(name)
+	if s.Pooler != nil && (migrated || Transactions()) {
+		db.URL = s.Pooler.URL(name)
 	}
 	t.Cleanup(func() {
 		out.end()
@@ -319,6 +311,8 @@ func (s *Services) open(t testing.TB, template string, migrated bool) *DB {
 		if db.Pool != nil {
 			db.Pool.Close()
 		}
+		db.checkSent(t)
+		s.checkPins(t, name)
 		if db.Direct != nil {
 			if migrated {
 				checkInvariants(ctx, t, db.Direct)
@@ -329,8 +323,8 @@ func (s *Services) open(t testing.TB, template string, migrated bool) *DB {
 			t.Errorf("dbtest: drop database: %v", err)
 		}
 	})
-	db.Pool = newPool(t, db.URL)
-	db.Direct = newPool(t, db.DirectURL)
+	db.Pool = newPool(t, db.URL, &db.sent)
+	db.Direct = newPool(t, db.DirectURL, nil)
 	return db
 }
 
@@ -365,24 +359,14 @@ func databaseName(t testing.TB) string {
 	return name[:min(len(name), most)]
 }
 
-// newPool configures a pool as the pooler contract asks: one flight for each
-// query, no named statements, nothing at connect beyond user and database.
-func newPool(t testing.TB, url string) *pgxpool.Pool {
+// newPool opens a pool as production code would.
+func newPool(t testing.TB, url string, tracer pgx.QueryTracer) *pgxpool.Pool {
 	t.Helper()
-	cfg, err := pgxpool.ParseConfig(url)
+	p, err := pool.Open(context.WithoutCancel(t.Context()), url, pool.Config{MaxConns: 16, Tracer: tracer})
 	if err != nil {
 		t.Fatalf("dbtest: %v", err)
 	}
-	cfg.MaxConns = 16
-	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	cfg.ConnConfig.StatementCacheCapacity = 0
-	cfg.ConnConfig.DescriptionCacheCapacity = 0
-	cfg.ConnConfig.RuntimeParams = map[string]string{}
-	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), cfg)
-	if err != nil {
-		t.Fatalf("dbtest: %v", err)
-	}
-	return pool
+	return p
 }
 
 // testOutput writes to a test's log until the test ends; a late goroutine then

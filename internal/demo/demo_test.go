@@ -323,10 +323,10 @@ func TestSummaryReportsProblems(t *testing.T) {
 func TestConsoleCountsWhatGoesThroughThePooler(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)
-	if db.Services.Bouncer == nil {
-		return // nothing to count on a direct connection
+	if !dbtest.Pooled() || db.Services.Pooler.AdminURL() == "" {
+		t.Skip("this run has no PgBouncer, whose console the test reads")
 	}
-	c, err := openConsole(t.Context(), db.Services.Bouncer.AdminURL(), db.Name)
+	c, err := openConsole(t.Context(), db.Services.Pooler.AdminURL(), db.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

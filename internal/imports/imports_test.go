@@ -29,8 +29,8 @@ var apart = []struct {
 	who   pattern
 	never []pattern
 }{
-	{"./worker", []pattern{"./api", "./content"}},
-	{"./tasking", []pattern{"./worker", "./api", "./content"}},
+	{"./worker", []pattern{"./api", "./content", "./internal/pinning"}},
+	{"./tasking", []pattern{"./worker", "./api", "./content", "./internal/pinning"}},
 }
 
 // within lists the packages that use no more of this module than is said here.
@@ -43,6 +43,9 @@ var within = []struct {
 	{"./app_status", []pattern{"./db", "./pool", "./internal/resend"}},
 	{"./pool", nil},
 	{"./internal/resend", nil},
+	{"./internal/pinning", nil},
+	{"./internal/rdsproxy", []pattern{"./internal/pinning"}},
+	{"./internal/doctor", []pattern{"./db", "./pool", "./tasking", "./internal/migrate"}},
 }
 
 // reserved lists what only some packages may import.
@@ -55,6 +58,10 @@ var reserved = []struct {
 	{what: "./cmd/..."},
 	{what: "./internal/localpg", by: []pattern{"./cmd/...", "./internal/demo", "./internal/dbtest"}, tests: true},
 	{what: "./internal/dbtest", by: []pattern{"./cmd/...", "./internal/demo"}, tests: true},
+	{what: "./internal/pinning", by: []pattern{"./internal/rdsproxy", "./internal/dbtest"}, tests: true},
+	{what: "./internal/rdsproxy", by: []pattern{"./cmd/...", "./internal/demo", "./internal/dbtest"}, tests: true},
+	{what: "github.com/wasilibs/go-pgquery/...", by: []pattern{"./internal/pinning"}},
+	{what: "github.com/xdg-go/scram/...", by: []pattern{"./internal/rdsproxy"}},
 	{what: "github.com/pressly/goose/v3/...", by: []pattern{"./internal/migrate"}},
 	{what: "github.com/lmittmann/tint/...", by: []pattern{"./cmd/..."}},
 	{what: "github.com/alecthomas/kong/...", by: []pattern{"./cmd/..."}},
