@@ -12,17 +12,22 @@ FUZZTIME  ?= 10s
 DIR       ?= /usr/share/doc
 OUT       ?= PULP_MANIFEST
 ARGS      ?=
+SCENARIO  ?=
+BENCHFLAGS ?=
 
 # Tools are pinned by the modules in tools/ and built once for each version of them and of Go.
 GO_VERSION   := $(shell go env GOVERSION)
 pinned        = $(shell awk '$$1 == "$(2)" {print $$2; exit}' $(1)/go.mod)
 SQLC         := .cache/tools/sqlc-$(call pinned,tools,github.com/sqlc-dev/sqlc)-$(GO_VERSION)
 GOLANGCI     := .cache/tools/golangci-lint-$(call pinned,tools/lint,github.com/golangci/golangci-lint/v2)-$(GO_VERSION)
-# sqlc parses with WebAssembly when cgo is off, so neither tool needs a C compiler.
+# sqlc parses with WebAssembly when cgo is off, so no tool needs a C compiler.
 build-tool    = mkdir -p $(@D) && CGO_ENABLED=0 go -C $(1) build -ldflags='-s -w' -o $(CURDIR)/$@ $(2)
 
 GO_TEST       = go test -shuffle=on -timeout 10m -p 2 $(if $(RACE),-race) $(TESTFLAGS) $(PKGS)
-MODULES       = . tools tools/lint
+# Modules of their own keep their dependencies from everyone else. Those that hold our code are tested too.
+OUR_MODULES   = tools/pooler deploy/rdsiam bench
+MODULES       = . tools tools/lint $(OUR_MODULES)
+POOLER       := .cache/tools/pooler-$(GO_VERSION)
 
 .PHONY: help
 help: ## list the targets
@@ -40,6 +45,29 @@ test: ## run the whole suite behind PgBouncer in transaction mode
 test-direct: ## run the whole suite with direct connections
 	PITH_TEST_POOLER=direct $(GO_TEST)
 
+.PHONY: test-statement
+test-statement: ## run the whole suite behind PgBouncer in statement mode
+	PITH_TEST_POOLER=statement $(GO_TEST)
+
+.PHONY: test-pinned
+test-pinned: ## run the whole suite behind the stand-in for RDS Proxy: a pin fails it
+	PITH_TEST_POOLER=rdsproxy $(GO_TEST)
+
+.PHONY: test-container
+test-container: ## run the whole suite behind the container of deploy/pgbouncer, where an engine can be had
+	PITH_ENGINE_OPTIONAL=1 .ci/engine $(MAKE) test-in-engine
+
+# An engine is there.
+.PHONY: test-in-engine
+test-in-engine: $(POOLER)
+	$(POOLER) --build
+	PITH_TEST_POOLER=container go -C tools/pooler test $(TESTFLAGS) ./...
+	PITH_TEST_POOLER=container PITH_TEST_POOLER_PROGRAM=$(CURDIR)/$(POOLER) $(GO_TEST)
+
+.PHONY: test-modules
+test-modules: ## vet and test the modules of their own
+	@for module in $(OUR_MODULES); do echo "go -C $$module test ./..."; go -C $$module vet ./... && go -C $$module test $(TESTFLAGS) ./...; done
+
 .PHONY: race
 race: ## run the whole suite behind PgBouncer with the race detector
 	@$(MAKE) test RACE=1
@@ -52,6 +80,16 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 		echo "go test -run '^$$' -fuzz '^$$name\$$' -fuzztime $(FUZZTIME) $$pkg"; \
 		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$pkg" </dev/null; \
 	done
+
+BENCH = go -C bench run . $(if $(SCENARIO),-scenario $(SCENARIO))
+
+.PHONY: bench
+bench: ## measure SCENARIO (all) on a quiet machine, into docs/benchmarks.md
+	$(BENCH) -out ../docs/benchmarks.md $(BENCHFLAGS)
+
+.PHONY: bench-quick
+bench-quick: ## see whether the benchmarks work; the figures mean little
+	$(BENCH) -quick $(BENCHFLAGS)
 
 .PHONY: demo
 demo: ## make the PULP_MANIFEST of DIR with the tasking system and write OUT
@@ -79,6 +117,7 @@ fmt: $(GOLANGCI) ## format the Go code
 .PHONY: lint
 lint: $(GOLANGCI) ## lint the Go code
 	$(GOLANGCI) run
+	@for module in $(OUR_MODULES); do echo "$$module"; (cd $$module && $(CURDIR)/$(GOLANGCI) run --config $(CURDIR)/.golangci.yml); done
 
 .PHONY: verify
 verify: $(GOLANGCI) ## check that what is generated or formatted is current
@@ -91,7 +130,7 @@ verify: $(GOLANGCI) ## check that what is generated or formatted is current
 	[ -z "$$new" ] || { echo "generated and not in git: $$new" >&2; exit 1; }
 
 .PHONY: tools
-tools: $(SQLC) $(GOLANGCI) ## build the tools that generate and lint
+tools: $(SQLC) $(GOLANGCI) $(POOLER) ## build the tools that generate, lint and run the pooler's container
 
 .PHONY: ci
 ci: ## run what every submission must pass
@@ -106,3 +145,6 @@ $(SQLC): tools/go.mod tools/go.sum
 
 $(GOLANGCI): tools/lint/go.mod tools/lint/go.sum
 	$(call build-tool,tools/lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
+
+$(POOLER): tools/pooler/go.mod tools/pooler/go.sum $(wildcard tools/pooler/*.go)
+	$(call build-tool,tools/pooler,.)

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pithworks/pith/internal/localpg"
+	"github.com/pithworks/pith/internal/migrate"
+	"github.com/pithworks/pith/pool"
+)
+
+// serverConns is the size of the poolers' pools.
+const serverConns = 20
+
+// template is the migrated database that those of the runs are cloned from.
+const template = "bench_template"
+
+// A stage is a PostgreSQL server and the poolers before it.
+type stage struct {
+	server *localpg.Server
+	// admin is a direct connection for what is not measured.
+	admin   *pgx.Conn
+	paths   []path
+	standIn *standInProcess
+	// versions are those of the programs, for the report.
+	versions []string
+
+	databases int // made so far
+}
+
+// A path is a way to the server.
+type path struct {
+	name string
+	url  func(database string) string
+	pid  int // the pooler's process, 0 if there is none
+	// noNamed says why named statements cannot be measured, none why nothing can; else empty.
+	noNamed, none string
+}
+
+// openStage starts the servers. They end with close.
+func openStage(ctx context.Context, settings map[string]string, bouncer string, progress io.Writer) (_ *stage, err error) {
+	server, err := localpg.Start(ctx, localpg.Config{Settings: settings, Progress: progress})
+	if err != nil {
+		return nil, err
+	}
+	s := &stage{server: server, versions: []string{"PostgreSQL " + server.Version()}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close(ctx))
+		}
+	}()
+	if s.admin, err = pgx.Connect(ctx, server.URL("postgres")); err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	if err := server.CreateDatabase(ctx, template); err != nil {
+		return nil, err
+	}
+	p, err := pool.Open(ctx, server.URL(template), pool.Config{})
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	if err := migrate.Up(ctx, p, nil); err != nil {
+		return nil, fmt.Errorf("make template: %w", err)
+	}
+	pooled, err := s.openBouncer(ctx, bouncer)
+	if err != nil {
+		return nil, err
+	}
+	if s.standIn, err = startStandIn(server.URL("postgres"), progress); err != nil {
+		return nil, err
+	}
+	s.paths = []path{{name: "direct", url: server.URL}, pooled, s.standIn.path()}
+	return s, nil
+}
+
+func (s *stage) close(ctx context.Context) error {
+	if s.admin != nil {
+		_ = s.admin.Close(context.WithoutCancel(ctx)) // the server ends next
+	}
+	var err error
+	if s.standIn != nil {
+		err = s.standIn.stop()
+	}
+	return errors.Join(err, s.server.Stop())
+}
+
+// openBouncer starts PgBouncer in transaction mode, tracking named statements where it can.
+func (s *stage) openBouncer(ctx context.Context, program string) (path, error) {
+	p := path{name: "PgBouncer"}
+	b, err := s.server.StartBouncer(ctx, localpg.BouncerConfig{Program: program, PoolSize: serverConns})
+	if errors.Is(err, localpg.ErrNoPgBouncer) {
+		p.none = "needs PgBouncer"
+		return p, nil
+	}
+	if err != nil {
+		return p, err
+	}
+	p.url, p.pid = b.URL, b.PID()
+	console, err := pgx.Connect(ctx, b.AdminURL())
+	if err != nil {
+		return p, fmt.Errorf("connect to PgBouncer's console: %w", err)
+	}
+	defer func() { _ = console.Close(context.WithoutCancel(ctx)) }()
+	var version string
+	if err := console.QueryRow(ctx, "SHOW VERSION").Scan(&version); err != nil {
+		return p, fmt.Errorf("ask PgBouncer for its version: %w", err)
+	}
+	s.versions = append(s.versions, version)
+	tracks, err := tracksNamed(version)
+	switch {
+	case err != nil:
+		return p, err
+	case !tracks:
+		p.noNamed = "needs PgBouncer 1.21"
+		return p, nil
+	}
+	if _, err := console.Exec(ctx, "SET max_prepared_statements = 200"); err != nil {
+		return p, fmt.Errorf("make PgBouncer track statements: %w", err)
+	}
+	return p, nil
+}
+
+// tracksNamed tells whether a version of PgBouncer can track named statements.
+func tracksNamed(version string) (bool, error) {
+	var major, minor int
+	if _, err := fmt.Sscanf(version, "PgBouncer %d.%d", &major, &minor); err != nil {
+		return false, fmt.Errorf("version %q of PgBouncer: %w", version, err)
+	}
+	return major > 1 || major == 1 && minor >= 21, nil
+}
+
+// database clones a migrated database, and starts from a checkpoint: each run pays alike for the
+// page images that follow one.
+func (s *stage) database(ctx context.Context) (name string, drop func(context.Context) error, err error) {
+	s.databases++
+	name = fmt.Sprintf("bench_%d", s.databases)
+	if _, err := s.admin.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
+		return "", nil, fmt.Errorf("clone database: %w", err)
+	}
+	drop = func(ctx context.Context) error {
+		if _, err := s.admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			return fmt.Errorf("drop database: %w", err)
+		}
+		return nil
+	}
+	if _, err := s.admin.Exec(ctx, "CHECKPOINT"); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("checkpoint: %w", err), drop(ctx))
+	}
+	return name, drop, nil
+}
+
+// disconnect ends the server connections of a database and answers how many transactions it has seen.
+// They are complete only then: a server process tells them at its end, or once in a while.
+func (s *stage) disconnect(ctx context.Context, database string) (transactions int, err error) {
+	const limit = 10_000 // ms
+	var gone bool
+	err = s.admin.QueryRow(ctx, `SELECT coalesce(bool_and(pg_terminate_backend(pid, $2)), true) FROM pg_stat_activity
+		WHERE datname = $1 AND backend_type = 'client backend'`, database, limit).Scan(&gone)
+	if err != nil {
+		return 0, fmt.Errorf("end server connections: %w", err)
+	}
+	err = s.admin.QueryRow(ctx, "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1", database).Scan(&transactions)
+	if err != nil {
+		return 0, fmt.Errorf("read transactions: %w", err)
+	}
+	return transactions, nil
+}
