@@ -58,6 +58,7 @@ const DoctorConnections = `-- name: DoctorConnections :one
 WITH clients AS (
     SELECT a.datname, a.usename FROM pg_catalog.pg_stat_activity a
     WHERE a.datid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+      AND a.pid <> ALL (coalesce($1::int[], '{}')) AND ($2::bool OR a.pid <> pg_backend_pid())
 )
 SELECT (SELECT count(*) FROM clients)::int AS used,
     (SELECT count(*) FROM clients c WHERE c.datname = current_database())::int AS used_database,
@@ -67,6 +68,11 @@ SELECT (SELECT count(*) FROM clients)::int AS used,
     (SELECT d.datconnlimit FROM pg_catalog.pg_database d WHERE d.datname = current_database())::int AS most_database,
     (SELECT r.rolconnlimit FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)::int AS most_role
 `
+
+type DoctorConnectionsParams struct {
+	Own    []int32
+	Pooled bool
+}
 
 type DoctorConnectionsRow struct {
 	Used         int32
@@ -79,8 +85,9 @@ type DoctorConnectionsRow struct {
 
 // How many server connections there are, and may be: of the server but for those reserved, of the
 // database and of the role (-1: without limit). What kind of session another role's is may be hidden.
-func (q *Queries) DoctorConnections(ctx context.Context, db DBTX) (DoctorConnectionsRow, error) {
-	row := db.QueryRow(ctx, DoctorConnections)
+// Those of these server processes are left out, and the one that answers unless it is a pooler's.
+func (q *Queries) DoctorConnections(ctx context.Context, db DBTX, arg DoctorConnectionsParams) (DoctorConnectionsRow, error) {
+	row := db.QueryRow(ctx, DoctorConnections, arg.Own, arg.Pooled)
 	var i DoctorConnectionsRow
 	err := row.Scan(
 		&i.Used,
@@ -297,6 +304,10 @@ WITH space AS (
     SELECT 'storage', t.name, t.name, (SELECT string_agg(o, ', ' ORDER BY o) FROM unnest(t.reloptions) o) FROM tables t
     WHERE t.reloptions IS NOT NULL
     UNION ALL
+    SELECT 'storage', t.name, i.relname::text, (SELECT string_agg(o, ', ' ORDER BY o) FROM unnest(i.reloptions) o)
+    FROM tables t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+    WHERE i.reloptions IS NOT NULL
+    UNION ALL
     SELECT 'column', t.name, a.attname::text,
         format_type(a.atttypid, a.atttypmod)
         || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
@@ -313,17 +324,19 @@ WITH space AS (
     SELECT 'constraint', t.name, c.conname::text, pg_get_constraintdef(c.oid, true)
     FROM tables t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.oid AND c.contype IN ('c', 'f', 'p', 'u', 'x')
     UNION ALL
-    SELECT 'index', t.name, i.relname::text, pg_get_indexdef(x.indexrelid, 0, true) || CASE WHEN x.indisvalid AND x.indisready THEN '' ELSE ' INVALID' END
+    SELECT 'index', t.name, i.relname::text, CASE WHEN i.reloptions IS NULL THEN pg_get_indexdef(x.indexrelid, 0, true)
+            ELSE regexp_replace(pg_get_indexdef(x.indexrelid, 0, true), ' WITH \([^()]*\)', '') END
+        || CASE WHEN x.indisvalid AND x.indisready THEN '' ELSE ' INVALID' END
     FROM tables t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = x.indexrelid AND c.contype IN ('p', 'u', 'x'))
     UNION ALL
     SELECT 'trigger', t.name, g.tgname::text, pg_get_triggerdef(g.oid, true) || CASE g.tgenabled WHEN 'D' THEN ', disabled' ELSE '' END
     FROM tables t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid AND NOT g.tgisinternal
     UNION ALL
-    -- The triggers of a foreign key stand on both of its tables.
-    SELECT DISTINCT 'disabled foreign key', r.relname::text, c.conname::text, 'ALTER TABLE ' || t.name || ' ENABLE TRIGGER ALL'
-    FROM tables t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid AND g.tgisinternal AND g.tgenabled <> 'O'
-    JOIN pg_catalog.pg_constraint c ON c.oid = g.tgconstraint JOIN pg_catalog.pg_class r ON r.oid = c.conrelid
+    -- The triggers of a foreign key stand on both of its tables. It belongs to the one that refers.
+    SELECT DISTINCT 'disabled foreign key', r.name, c.conname::text, 'ALTER TABLE ' || t.name || ' ENABLE TRIGGER ALL'
+    FROM tables t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid AND g.tgisinternal AND g.tgenabled IN ('D', 'R')
+    JOIN pg_catalog.pg_constraint c ON c.oid = g.tgconstraint JOIN tables r ON r.oid = c.conrelid
     UNION ALL
     SELECT 'rule', t.name, r.rulename::text, pg_get_ruledef(r.oid, true)
     FROM tables t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE t.relkind = 'r'
@@ -380,9 +393,9 @@ func (q *Queries) DoctorObjects(ctx context.Context, db DBTX) ([]DoctorObjectsRo
 }
 
 const DoctorPrivileges = `-- name: DoctorPrivileges :many
-SELECT 'table'::text AS kind, t.name::text AS name, p.privilege::text AS privilege
-FROM unnest($1::text[]) t (name), unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p (privilege)
-WHERE NOT has_table_privilege(to_regclass(quote_ident(t.name))::oid, p.privilege)
+SELECT 'table'::text AS kind, split_part(n.need, ' ', 1)::text AS name, split_part(n.need, ' ', 2)::text AS privilege
+FROM unnest($1::text[]) n (need)
+WHERE NOT has_table_privilege(to_regclass(quote_ident(split_part(n.need, ' ', 1)))::oid, split_part(n.need, ' ', 2))
 UNION ALL
 SELECT 'function', f.proname::text, 'EXECUTE' FROM pg_catalog.pg_proc f
 WHERE f.proname::text = ANY ($2::text[]) AND pg_function_is_visible(f.oid) AND NOT has_function_privilege(f.oid, 'EXECUTE')
@@ -390,7 +403,7 @@ ORDER BY 1, 2, 3
 `
 
 type DoctorPrivilegesParams struct {
-	Tables    []string
+	Needed    []string
 	Functions []string
 }
 
@@ -400,9 +413,10 @@ type DoctorPrivilegesRow struct {
 	Privilege string
 }
 
-// What the client's role lacks: privileges on these tables, and on these functions.
+// What the client's role lacks: of privileges on tables, each told as the table, a blank and the privilege,
+// and on these functions.
 func (q *Queries) DoctorPrivileges(ctx context.Context, db DBTX, arg DoctorPrivilegesParams) ([]DoctorPrivilegesRow, error) {
-	rows, err := db.Query(ctx, DoctorPrivileges, arg.Tables, arg.Functions)
+	rows, err := db.Query(ctx, DoctorPrivileges, arg.Needed, arg.Functions)
 	if err != nil {
 		return nil, err
 	}
@@ -411,6 +425,44 @@ func (q *Queries) DoctorPrivileges(ctx context.Context, db DBTX, arg DoctorPrivi
 	for rows.Next() {
 		var i DoctorPrivilegesRow
 		if err := rows.Scan(&i.Kind, &i.Name, &i.Privilege); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const DoctorSchemas = `-- name: DoctorSchemas :many
+SELECT n.nspname::text AS name, has_schema_privilege(n.oid, 'USAGE')::bool AS usable,
+    EXISTS (SELECT FROM regexp_split_to_table(current_setting('search_path'), ',') p (item)
+            WHERE n.nspname = replace(btrim(p.item, ' "'), '$user', current_user::text))::bool AS on_path
+FROM pg_catalog.pg_namespace n
+WHERE (SELECT count(*) FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
+         AND c.relname IN ('goose_db_version', 'task', 'task_reservation', 'resource_lock')) = 4
+ORDER BY usable DESC, n.nspname LIMIT 10
+`
+
+type DoctorSchemasRow struct {
+	Name   string
+	Usable bool
+	OnPath bool
+}
+
+// Where a schema of Pith lies, whether or not the client's role may look there: whether it may, and whether
+// its search_path names it.
+func (q *Queries) DoctorSchemas(ctx context.Context, db DBTX) ([]DoctorSchemasRow, error) {
+	rows, err := db.Query(ctx, DoctorSchemas)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DoctorSchemasRow
+	for rows.Next() {
+		var i DoctorSchemasRow
+		if err := rows.Scan(&i.Name, &i.Usable, &i.OnPath); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

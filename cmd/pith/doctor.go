@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,7 @@ import (
 )
 
 type doctorCmd struct {
-	ProbeStatements bool          `name:"probe-statements" help:"Try named statements on the pooler, even if --statements is unnamed. Behind Amazon RDS Proxy that may pin connections for a moment."`
+	ProbeStatements bool          `name:"probe-statements" help:"Try named statements on the pooler, even if --statements is unnamed. Behind Amazon RDS Proxy that may pin connections for a moment; behind a busy pooler that does not track them it may leave one on a server connection."`
 	CheckTimeout    time.Duration `name:"check-timeout" default:"10s" help:"How long each check may take."`
 }
 
@@ -33,7 +34,7 @@ func (c doctorCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
+	p.Close() // the last connection that there is may be the one that the doctor needs
 	d, err := doctor.New(p, doctor.Config{ProbeStatements: c.ProbeStatements, Timeout: c.CheckTimeout})
 	if err != nil {
 		return usage("%v", err)
@@ -42,6 +43,8 @@ func (c doctorCmd) Run(ctx context.Context, s *session) error {
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return errors.New("interrupted")
+	case errors.Is(err, doctor.ErrNoAnswer):
+		return fmt.Errorf("database %s at %s cannot be used: no answer within %s", p.Config().ConnConfig.Database, address(p), c.CheckTimeout)
 	case err != nil:
 		return unreachable(p, err)
 	}
@@ -69,7 +72,7 @@ var betweens = map[doctor.Connection]string{
 
 func (s *session) report(w io.Writer, r doctor.Report) {
 	fmt.Fprintf(w, "database %s at %s, role %s, PostgreSQL %s, %s\n\n",
-		r.Target.Database, r.Target.Address, r.Target.Role, r.Target.Version, betweens[r.Target.Connection])
+		r.Target.Database, r.Target.Address, r.Target.Role, cmp.Or(r.Target.Version, "of an unknown version"), betweens[r.Target.Connection])
 	count := map[doctor.Severity]int{}
 	for _, f := range r.Findings {
 		count[f.Severity]++

@@ -1,10 +1,15 @@
 package doctor
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/internal/dbtest"
@@ -32,7 +37,7 @@ func TestConnectionIsToldApart(t *testing.T) {
 	t.Run("direct", func(t *testing.T) {
 		t.Parallel()
 		r := examine(t, d.Direct, nil)
-		wantFinding(t, only(t, r, "connection"), OK, "direct: each of 4", "")
+		wantFinding(t, only(t, r, "connection"), OK, "direct: each of 2", "")
 		if r.Target.Connection != Direct {
 			t.Errorf("it is %s", r.Target.Connection)
 		}
@@ -43,7 +48,7 @@ func TestConnectionIsToldApart(t *testing.T) {
 		want    Connection
 		message string
 	}{
-		{"transaction", localpg.BouncerConfig{}, Transaction, "a pooler multiplexes: 4 client connections took turns on 1 server connections"},
+		{"transaction", localpg.BouncerConfig{}, Transaction, "a pooler multiplexes: 2 client connections took turns on 1 server connections"},
 		{"round robin", localpg.BouncerConfig{Settings: map[string]string{"server_round_robin": "1"}}, Transaction, "a pooler multiplexes"},
 		{"statement", localpg.BouncerConfig{PoolMode: "statement"}, Transaction, "a pooler multiplexes"},
 		{"session", localpg.BouncerConfig{PoolMode: "session"}, Session, "session mode"},
@@ -64,8 +69,204 @@ func TestConnectionIsToldApart(t *testing.T) {
 		execute(t, d, "ALTER ROLE "+role+" CONNECTION LIMIT 2; GRANT SELECT ON ALL TABLES IN SCHEMA public TO "+role)
 		r := examine(t, as(t, d, role), nil)
 		wantFinding(t, only(t, r, "connection"), OK, "direct: each of 2", "")
-		wantSome(t, r, "capacity", Warning, "2 of the 2 connections of the role are in use", "ALTER ROLE "+role+" CONNECTION LIMIT")
+		wantFinding(t, only(t, r, "capacity"), OK, "", "") // our own don't count
+		until(t, d, "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = '"+role+"'")
+		held := as(t, d, role)
+		if err := held.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r = examine(t, as(t, d, role), nil)
+		wantFinding(t, only(t, r, "connection"), Warning, "a second client connection was refused: too many connections for role", "a worker may open 5")
+		until(t, d, "SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = '"+role+"'")
+		execute(t, d, "ALTER ROLE "+role+" CONNECTION LIMIT 3")
+		other := as(t, d, role)
+		if err := other.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r = examine(t, as(t, d, role), nil)
+		wantFinding(t, only(t, r, "connection"), Warning, "was refused", "")
+		wantFinding(t, only(t, r, "capacity"), OK, "", "")
+		execute(t, d, "ALTER ROLE "+role+" CONNECTION LIMIT 2")
+		other.Close()
+		until(t, d, "SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = '"+role+"'")
+		execute(t, d, workerRow("w", 0, true, dummy))
+		wantSome(t, examine(t, as(t, d, role), nil), "capacity", Warning, "may open 5 connections each, 5 in all; the role allows 2", "ALTER ROLE "+role+" CONNECTION LIMIT 5")
 	})
+	t.Run("others take them", func(t *testing.T) {
+		t.Parallel()
+		d := dbtest.New(t)
+		execute(t, d, "ALTER DATABASE "+d.Name+" CONNECTION LIMIT 1") // does not bind a superuser
+		d.Direct.Reset()
+		until(t, d, "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = '"+d.Name+"'")
+		r := examine(t, open(t, d.DirectURL, pool.Config{}), nil)
+		wantFinding(t, only(t, r, "capacity"), Warning, "1 of the 1 connections of the database are in use", "ALTER DATABASE "+d.Name+" CONNECTION LIMIT 2,")
+	})
+	t.Run("several hosts", func(t *testing.T) {
+		t.Parallel()
+		port := d.Services.Server.Port()
+		p := open(t, fmt.Sprintf("postgres://pith@127.0.0.1:1,localhost:%d/%s?sslmode=disable", port, d.Name), pool.Config{})
+		if r, want := examine(t, p, nil), fmt.Sprintf("localhost:%d", port); r.Target.Address != want {
+			t.Errorf("looked at %s, not %s", r.Target.Address, want)
+		}
+	})
+}
+
+// taken holds a server connection until the test ends, or until it is let go.
+func taken(t *testing.T, p *pgxpool.Pool) (letGo func()) {
+	t.Helper()
+	tx, err := p.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	letGo = sync.OnceFunc(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+	t.Cleanup(letGo)
+	return letGo
+}
+
+// tracer is told of each query that has ended.
+type tracer func(err error)
+
+func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (f tracer) TraceQueryEnd(_ context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	f(data.Err)
+}
+
+// refused is told of each connection that could not be made.
+type refused struct{ tracer }
+
+func (refused) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
+	return ctx
+}
+
+func (r refused) TraceConnectEnd(_ context.Context, data pgx.TraceConnectEndData) {
+	if data.Err != nil {
+		r.tracer(data.Err)
+	}
+}
+
+func TestConnectionThatIsJustBeingClosedIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	role := newRole(t, d)
+	execute(t, d, "ALTER ROLE "+role+" CONNECTION LIMIT 1")
+	held := as(t, d, role)
+	if err := held.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, held.Config().ConnString(), pool.Config{Tracer: refused{func(err error) {
+		if err != nil {
+			held.Close()
+		}
+	}}})
+	wantFinding(t, only(t, examine(t, p, nil), "version"), OK, "", "")
+}
+
+func TestPoolerWithoutAServerConnectionToSpareIsAFinding(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	two := localpg.BouncerConfig{PoolMode: "session", PoolSize: 2}
+	t.Run("session mode", func(t *testing.T) {
+		t.Parallel()
+		url := bouncer(t, d, two)
+		wantFinding(t, only(t, examine(t, open(t, url, pool.Config{}), nil), "connection"), Note, "session mode", "transaction mode")
+	})
+	t.Run("session mode, one left", func(t *testing.T) {
+		t.Parallel()
+		url := bouncer(t, d, two)
+		taken(t, open(t, url, pool.Config{}))
+		for _, named := range []bool{false, true} {
+			r := examine(t, open(t, url, pool.Config{NamedStatements: named}), func(d *Doctor) { d.cfg.Timeout = 4 * time.Second })
+			wantFinding(t, only(t, r, "connection"), Warning, "had no server connection for a second client within 1s", "transaction mode")
+			wantFinding(t, only(t, r, "drift"), OK, "", "")
+			if r.Target.Connection != Session {
+				t.Errorf("it is %s", r.Target.Connection)
+			}
+			if named {
+				wantFinding(t, only(t, r, "statements"), Note, "could not be probed", "")
+			}
+		}
+	})
+	t.Run("session mode, others are served meanwhile", func(t *testing.T) {
+		t.Parallel()
+		url := bouncer(t, d, two)
+		others := open(t, url, pool.Config{})
+		var queries int
+		p := open(t, url, pool.Config{Tracer: tracer(func(err error) {
+			// All but the first of the checks' own: the turns have ended.
+			if queries++; queries <= clients*rounds || err != nil {
+				return
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := others.Ping(ctx); err != nil {
+				t.Errorf("after %d queries: %v", queries, err)
+			}
+		})})
+		examine(t, p, nil)
+		if queries <= clients*rounds {
+			t.Errorf("%d queries", queries)
+		}
+	})
+	t.Run("session mode, none left", func(t *testing.T) {
+		t.Parallel()
+		url := bouncer(t, d, two)
+		taken(t, open(t, url, pool.Config{}))
+		taken(t, open(t, url, pool.Config{}))
+		d, err := New(open(t, url, pool.Config{}), Config{Timeout: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Run(t.Context()); !errors.Is(err, ErrNoAnswer) {
+			t.Errorf("error %v", err)
+		}
+	})
+	for _, tt := range []struct {
+		name    string
+		letGo   bool       // once a query has failed
+		after   int        // queries that were answered
+		want    Connection // empty: the first client alone may or may not have met two server connections
+		message string
+	}{
+		{"transaction mode, all busy", true, 1, "", "had no server connection"},
+		{"transaction mode, all busy later", true, 3, Transaction, "had no server connection within 1s: all are busy"},
+		{"transaction mode, all busy from then on", false, 3, Transaction, "had no server connection within 1s: all are busy"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			url := bouncer(t, d, localpg.BouncerConfig{PoolSize: 1})
+			others := open(t, url, pool.Config{})
+			answered, letGo := 0, func() {}
+			p := open(t, url, pool.Config{Tracer: tracer(func(err error) {
+				if err != nil && tt.letGo {
+					letGo()
+				}
+				if answered++; err == nil && answered == tt.after {
+					letGo = taken(t, others)
+				}
+			})})
+			r := examine(t, p, func(d *Doctor) { d.cfg.Timeout = 4 * time.Second })
+			list := of(r, "connection")
+			wantFinding(t, list[len(list)-1], Warning, tt.message, "more server connections")
+			if tt.want != "" && r.Target.Connection != tt.want {
+				t.Errorf("it is %s", r.Target.Connection)
+			}
+			if tt.letGo {
+				wantFinding(t, only(t, r, "drift"), OK, "", "")
+				return
+			}
+			wantFinding(t, only(t, r, "version"), Error, "could not be looked at within 4s", "")
+			for _, check := range []string{"encoding", "schema", "privileges"} {
+				wantFinding(t, only(t, r, check), Note, "was not looked at: see version", "")
+			}
+			wantFinding(t, only(t, r, "drift"), Note, "was not looked at: see schema", "")
+			if len(r.Findings) < len(checks) || r.Severity != Error {
+				t.Errorf("%s: %+v", r.Severity, r.Findings)
+			}
+		})
+	}
 }
 
 func TestWhatClientConnectionsSawIsClassified(t *testing.T) {
@@ -139,6 +340,9 @@ func TestNamedStatementsAreProbedAndClosed(t *testing.T) {
 			p := open(t, url, pool.Config{NamedStatements: tt.named})
 			r := examine(t, p, func(d *Doctor) { d.cfg.ProbeStatements = tt.probe })
 			wantFinding(t, only(t, r, "statements"), tt.severity, tt.message, tt.remedy)
+			if url == d.DirectURL {
+				return // what was left went with its connection
+			}
 			unnamed := open(t, url, pool.Config{})
 			for range 3 {
 				if left := prepared(t, unnamed); len(left) > 0 {

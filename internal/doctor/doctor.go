@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -78,7 +79,7 @@ const (
 
 // Target is what was looked at.
 type Target struct {
-	// Address is the host and the port.
+	// Address is the host and the port: those that answered, if the URL names several.
 	Address  string `json:"address"`
 	Database string `json:"database"`
 	// Role is whom PostgreSQL takes the program for.
@@ -100,7 +101,8 @@ type Report struct {
 type Config struct {
 	// ProbeStatements makes named statements, to see whether the pooler keeps those of its clients apart;
 	// it closes them again. A pool that sends named statements is probed in any case. Behind Amazon RDS
-	// Proxy the probe may pin its connections until they are closed. Default: false.
+	// Proxy the probe may pin its connections until they are closed; behind a busy pooler that does not
+	// track them it may leave one on a server connection, and says so. Default: false.
 	ProbeStatements bool
 	// Timeout bounds each check. Default: 10 s.
 	Timeout time.Duration
@@ -121,9 +123,11 @@ type limits struct {
 	dead         int64         // dead rows of a hot table, at least
 	ratio        float64       // dead rows, in multiples of what makes autovacuum start
 	skew         time.Duration // of the clocks
+	late         time.Duration // what the fleet's duties may be late by
 }
 
-// New validates the configuration; it sends nothing. The pool says where the database is.
+// New validates the configuration; it sends nothing. The pool says where the database is; its
+// connections are not used, and it may be closed.
 func New(p *pgxpool.Pool, cfg Config) (*Doctor, error) {
 	if cfg.Timeout < 0 {
 		return nil, fmt.Errorf("timeout %s is negative", cfg.Timeout)
@@ -133,86 +137,102 @@ func New(p *pgxpool.Pool, cfg Config) (*Doctor, error) {
 	}
 	return &Doctor{base: p, cfg: cfg, now: time.Now, limits: limits{
 		transaction: 5 * time.Minute, transactions: 1_000_000, dead: 10_000, ratio: 3, skew: 5 * time.Second,
+		late: 30 * time.Second,
 	}}, nil
 }
-
-// clients is how many client connections are looked through, as many as a worker's pool has.
-const clients = 4
 
 // examination is one run.
 type examination struct {
 	*Doctor
 	q    *db.Queries
-	pool *pgxpool.Pool
+	pool *pgxpool.Pool // one connection is in use at a time
 
 	target   Target
+	hosts    hosts
+	host     string  // of the target, as the URL names it
+	own      []int32 // server processes that answered; ours, unless a pooler multiplexes
 	server   db.DoctorServerRow
 	settings map[string]db.DoctorSettingsRow
-	foreign  bool // the schema is not the one that this binary needs
+	foreign  bool            // the schema is of another version than this binary needs
+	failed   map[string]bool // checks that others cannot do without
 }
 
 // A check adds what it finds; an error means that it could not look.
 type check struct {
 	name string
 	look func(*examination, context.Context, *findings) error
-	// onSchema: needs Pith's tables
-	onSchema bool
+	// needs is the check that this one cannot do without.
+	needs string
 }
 
-// checks are in the order of the report. The first two tell what the others rely on.
+// checks are in the order of the report.
 var checks = []check{
 	{name: "connection", look: (*examination).lookAtConnection},
 	{name: "version", look: (*examination).lookAtVersion},
 	{name: "statements", look: (*examination).lookAtStatements},
-	{name: "visibility", look: (*examination).lookAtVisibility},
-	{name: "encoding", look: (*examination).lookAtEncoding},
-	{name: "transactions", look: (*examination).lookAtTransactions},
-	{name: "timeouts", look: (*examination).lookAtTimeouts},
-	{name: "durability", look: (*examination).lookAtDurability},
-	{name: "leaks", look: (*examination).lookAtLeaks},
+	{name: "visibility", look: (*examination).lookAtVisibility, needs: "version"},
+	{name: "encoding", look: (*examination).lookAtEncoding, needs: "version"},
+	{name: "transactions", look: (*examination).lookAtTransactions, needs: "version"},
+	{name: "timeouts", look: (*examination).lookAtTimeouts, needs: "version"},
+	{name: "durability", look: (*examination).lookAtDurability, needs: "version"},
+	{name: "leaks", look: (*examination).lookAtLeaks, needs: "version"},
 	{name: "clock", look: (*examination).lookAtClock},
-	{name: "schema", look: (*examination).lookAtSchema},
-	{name: "drift", look: (*examination).lookAtDrift, onSchema: true},
-	{name: "privileges", look: (*examination).lookAtPrivileges, onSchema: true},
-	{name: "capacity", look: (*examination).lookAtCapacity, onSchema: true},
-	{name: "dead_rows", look: (*examination).lookAtDeadRows, onSchema: true},
+	{name: "schema", look: (*examination).lookAtSchema, needs: "version"},
+	{name: "drift", look: (*examination).lookAtDrift, needs: "schema"},
+	{name: "privileges", look: (*examination).lookAtPrivileges, needs: "version"},
+	{name: "capacity", look: (*examination).lookAtCapacity, needs: "schema"},
+	{name: "dead_rows", look: (*examination).lookAtDeadRows, needs: "schema"},
 	{name: "old_snapshots", look: (*examination).lookAtOldSnapshots},
-	{name: "workers", look: (*examination).lookAtWorkers, onSchema: true},
-	{name: "missing", look: (*examination).lookAtMissing, onSchema: true},
-	{name: "unrunnable", look: (*examination).lookAtUnrunnable, onSchema: true},
+	{name: "workers", look: (*examination).lookAtWorkers, needs: "schema"},
+	{name: "missing", look: (*examination).lookAtMissing, needs: "schema"},
+	{name: "unrunnable", look: (*examination).lookAtUnrunnable, needs: "schema"},
 }
 
-// Run looks at everything once. An error means that the database cannot be reached, or that ctx has
-// ended; whatever else fails is in the report.
+// ErrNoAnswer means that the database did not answer within the time that a check has.
+var ErrNoAnswer = errors.New("no answer in time")
+
+// Run looks at everything once. An error means that the database does not answer a single client
+// (in time: [ErrNoAnswer]), or that ctx has ended; whatever else fails is in the report.
 func (d *Doctor) Run(ctx context.Context) (Report, error) {
 	// Statements are unnamed here, whatever the program's own pool does.
 	c := d.base.Config()
 	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	c.MaxConns, c.MinConns, c.MinIdleConns = clients, 0, 0
+	// The others take the place of one that is given up, until that is closed.
+	c.MaxConns, c.MinConns, c.MinIdleConns = 4, 0, 0
+	x := &examination{Doctor: d, q: db.New(), failed: map[string]bool{}}
+	c.BeforeClose = abandon
+	c.ConnConfig.LookupFunc = x.hosts.remember(c.ConnConfig.LookupFunc)
 	p, err := pool.OpenConfig(ctx, c)
 	if err != nil {
 		return Report{}, fmt.Errorf("doctor: %w", err)
 	}
 	defer p.Close()
-	x := &examination{Doctor: d, q: db.New(), pool: p}
+	x.pool = p
 	found := &findings{}
 	for i, c := range checks {
 		found.check = c.name
-		if c.onSchema && x.foreign {
+		if x.failed[c.needs] {
+			x.failed[c.name] = true
+			found.add(Note, "", "was not looked at: see %s", c.needs)
 			continue
 		}
-		err := func() error {
-			ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
-			defer cancel()
-			return c.look(x, ctx, found)
-		}()
+		limited, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
+		err := c.look(x, limited, found)
+		late := limited.Err() != nil
+		cancel()
 		switch {
 		case ctx.Err() != nil:
 			return Report{}, fmt.Errorf("doctor: %w", ctx.Err())
-		case err != nil && i < 2:
+		case err != nil && i == 0 && late:
+			return Report{}, fmt.Errorf("doctor: %w: %w", ErrNoAnswer, err)
+		case err != nil && i == 0:
 			return Report{}, fmt.Errorf("doctor: %w", err)
 		case err != nil:
 			found.unseen(err, d.cfg.Timeout)
+			if slices.ContainsFunc(checks, func(o check) bool { return o.needs == c.name }) {
+				x.failed[c.name] = true
+				found.list[len(found.list)-1].Severity = Error
+			}
 		}
 	}
 	r := Report{Target: x.target, Severity: OK, Findings: found.list}

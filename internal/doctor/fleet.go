@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/tasking"
@@ -18,15 +17,12 @@ const (
 	startHousekeeper = "start a worker without --auxiliary: `pith worker`"
 )
 
-// moment is what the fleet's duties may be late by without a word.
-const moment = 30 * time.Second
-
 func (x *examination) lookAtWorkers(ctx context.Context, f *findings) error {
 	fleet, err := x.q.DoctorFleet(ctx, x.pool)
 	if err != nil {
 		return err
 	}
-	due := seconds(fleet.DueSeconds) >= moment || seconds(fleet.SchedulesSeconds) >= moment
+	due := seconds(fleet.DueSeconds) >= x.limits.late || seconds(fleet.SchedulesSeconds) >= x.limits.late
 	switch {
 	case fleet.Workers == 0:
 		f.add(Note, startWorker, "no worker is online")
@@ -59,7 +55,7 @@ func (x *examination) lookAtMissing(ctx context.Context, f *findings) error {
 		switch {
 		case fleet.Housekeepers == 0:
 			f.add(Warning, startHousekeeper, "%s; nobody is online to sweep it", text)
-		case a.OverdueSeconds > a.TTLSeconds:
+		case seconds(a.OverdueSeconds) > max(seconds(a.TTLSeconds), x.limits.late):
 			f.add(Warning, "see the logs of the workers for what keeps their housekeeping from it", "%s; it should have been swept", text)
 		default:
 			f.add(Note, "", "%s; the next sweep frees them", text)

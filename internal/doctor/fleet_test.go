@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
@@ -106,6 +107,16 @@ func TestMissingProcessesAndWhatTheyHoldAreTold(t *testing.T) {
 			wantFinding(t, only(t, examine(t, d.Pool, nil), "missing"), tt.severity, tt.message, tt.remedy)
 		})
 	}
+	t.Run("short TTL", func(t *testing.T) {
+		t.Parallel()
+		d := dbtest.New(t)
+		for _, sql := range []string{workerRow("w", 10, true, dummy), "UPDATE app_status SET ttl = '1 s'", workerRow("v", 0, true, dummy)} {
+			execute(t, d, sql)
+		}
+		wantFinding(t, only(t, examine(t, d.Pool, nil), "missing"), Warning, "it should have been swept", "logs")
+		r := examine(t, d.Pool, func(d *Doctor) { d.limits.late = time.Hour })
+		wantFinding(t, only(t, r, "missing"), Note, "the next sweep frees them", "")
+	})
 	t.Run("many", func(t *testing.T) {
 		t.Parallel()
 		d := dbtest.New(t)

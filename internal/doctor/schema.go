@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	_ "embed" // the snapshot
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/migrate"
@@ -31,6 +34,14 @@ type object struct {
 
 func (o object) key() [3]string { return [3]string{o.Kind, o.Relation, o.Name} }
 
+// stored names what storage parameters are of: a table, or an index of it.
+func (o object) stored() string {
+	if o.Name != o.Relation {
+		return "index " + o.Name
+	}
+	return "table " + o.Name
+}
+
 // String names it for people.
 func (o object) String() string {
 	switch o.Kind {
@@ -39,7 +50,7 @@ func (o object) String() string {
 	case "constraint", "trigger", "rule":
 		return fmt.Sprintf("%s %s of table %s", o.Kind, o.Name, o.Relation)
 	case "storage":
-		return "storage parameters of table " + o.Relation
+		return "storage parameters of " + o.stored()
 	case "rows":
 		return "rows of table " + o.Relation
 	}
@@ -95,10 +106,18 @@ func buckets(ctx context.Context, q *db.Queries, on db.DBTX) (object, error) {
 func (x *examination) lookAtSchema(ctx context.Context, f *findings) error {
 	err := migrate.Check(ctx, x.pool)
 	var version *migrate.VersionError
+	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &version):
-		x.foreign = true
+		x.foreign, x.failed["schema"] = true, true
+		elsewhere, lerr := x.q.DoctorSchemas(ctx, x.pool)
+		if lerr != nil {
+			f.unseen(lerr, x.cfg.Timeout)
+		}
+		here := func(s db.DoctorSchemasRow) bool { return s.Usable && s.OnPath }
 		switch {
+		case len(elsewhere) > 0 && !slices.ContainsFunc(elsewhere, here):
+			x.hidden(f, elsewhere)
 		case version.Have == 0:
 			f.add(Error, "run `pith migrate up`", "the database has no schema of Pith (this binary needs version %d)", version.Need)
 		case errors.Is(err, migrate.ErrTooOld):
@@ -107,10 +126,13 @@ func (x *examination) lookAtSchema(ctx context.Context, f *findings) error {
 			f.add(Error, fmt.Sprintf("use a newer binary, or run that one's `pith migrate down-to %d`", version.Need),
 				"the schema is at version %d, this binary knows only up to %d", version.Have, version.Need)
 		}
-		f.add(Note, "", "what lies in the schema was not looked at: its version is another")
+		return nil
+	case errors.As(err, &pg) && pg.Code == insufficientPrivilege:
+		x.failed["schema"] = true
+		f.add(Error, fmt.Sprintf("GRANT SELECT ON goose_db_version TO %s", identifier(x.server.Role)),
+			"role %s may not read the schema's version, and nothing of Pith starts: %s", x.server.Role, pg.Message)
 		return nil
 	case err != nil:
-		x.foreign = true
 		return err
 	}
 	need, err := migrate.Newest()
@@ -121,10 +143,33 @@ func (x *examination) lookAtSchema(ctx context.Context, f *findings) error {
 	return nil
 }
 
+// hidden tells of schemas of Pith that the role does not find.
+func (x *examination) hidden(f *findings, schemas []db.DoctorSchemasRow) {
+	names := make([]string, len(schemas))
+	for i, s := range schemas {
+		names[i] = identifier(s.Name)
+	}
+	role, first := identifier(x.server.Role), schemas[0]
+	var why, remedy []string
+	if !first.Usable {
+		why = append(why, fmt.Sprintf("role %s has no USAGE on it", x.server.Role))
+		remedy = append(remedy, fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s;", identifier(first.Name), role))
+	}
+	if !first.OnPath {
+		why = append(why, "search_path does not name it")
+		remedy = append(remedy, x.alterRole("search_path", first.Name))
+	}
+	f.add(Error, strings.Join(remedy, " "), "Pith's schema lies in %s, and is not found: %s", strings.Join(names, ", "), strings.Join(why, ", and "))
+}
+
 // shown is how many findings of a kind are listed one by one.
 const shown = 20
 
 func (x *examination) lookAtDrift(ctx context.Context, f *findings) error {
+	if quoted := "quote_all_identifiers"; x.settings[quoted].Setting == "on" {
+		f.add(Warning, x.alterRole(quoted, "off"), "%s is on%s: what the schema's parts look like cannot be compared", quoted, x.from(quoted))
+		return nil
+	}
 	want, err := snapshot()
 	if err != nil {
 		return err
@@ -178,7 +223,11 @@ func drift(want, have []object) (list []Finding) {
 		}
 	}
 	for _, h := range have {
-		if !known[h.key()] && (known[[3]string{"table", h.Relation, h.Relation}] || h.Kind == "disabled foreign key") {
+		of := func(kind, name string) bool { return known[[3]string{kind, h.Relation, name}] }
+		if !known[h.key()] && of("table", h.Relation) {
+			if h.Kind == "storage" && h.Name != h.Relation && !of("index", h.Name) && !of("constraint", h.Name) {
+				continue // of an index that is unknown itself
+			}
 			if finding, ok := unknown(h); ok {
 				list = append(list, finding)
 			}
@@ -201,7 +250,7 @@ func lacks(w object) Finding {
 	case "storage":
 		f.Severity = Note
 		f.Message = w.String() + " are at their defaults"
-		f.Remedy = fmt.Sprintf("ALTER TABLE %s SET (%s)", w.Relation, strings.ReplaceAll(w.Definition, "=", " = "))
+		f.Remedy = alterStorage(w, object{})
 	}
 	return f
 }
@@ -230,12 +279,43 @@ func differs(w, h object) Finding {
 	case "storage":
 		f.Severity = Note
 		f.Message = fmt.Sprintf("%s are %s, not %s: fine if that is your own tuning", w, h.Definition, w.Definition)
-		f.Remedy = fmt.Sprintf("ALTER TABLE %s SET (%s)", w.Relation, strings.ReplaceAll(w.Definition, "=", " = "))
+		f.Remedy = alterStorage(w, h)
 	case "rows":
 		f.Message = fmt.Sprintf("%s differ: %s, not %s: resources whose row is missing are not locked", w, h.Definition, w.Definition)
 		f.Remedy = "INSERT INTO resource_lock SELECT generate_series(-64, 4095) ON CONFLICT DO NOTHING"
 	}
 	return f
+}
+
+// alterStorage makes the storage parameters that there are those that are wanted.
+func alterStorage(want, have object) string {
+	parameters := func(o object) []string {
+		return strings.FieldsFunc(o.Definition, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	name := func(parameter string) string { return strings.SplitN(parameter, "=", 2)[0] }
+	var set, reset, kept, steps []string
+	for _, p := range parameters(want) {
+		kept = append(kept, name(p))
+		if !slices.Contains(parameters(have), p) {
+			set = append(set, strings.Replace(p, "=", " = ", 1))
+		}
+	}
+	for _, p := range parameters(have) {
+		if !slices.Contains(kept, name(p)) {
+			reset = append(reset, name(p))
+		}
+	}
+	what, _, _ := strings.Cut(cmp.Or(want, have).stored(), " ")
+	alter := fmt.Sprintf("ALTER %s %s", strings.ToUpper(what), identifier(cmp.Or(want.Name, have.Name)))
+	for _, s := range []struct {
+		verb string
+		list []string
+	}{{"SET", set}, {"RESET", reset}} {
+		if len(s.list) > 0 {
+			steps = append(steps, fmt.Sprintf("%s %s (%s)", alter, s.verb, strings.Join(s.list, ", ")))
+		}
+	}
+	return strings.Join(steps, "; ")
 }
 
 // unknown tells of an object on one of Pith's tables that the migrations did not make.
@@ -254,6 +334,7 @@ func unknown(h object) (f Finding, bad bool) {
 	case "storage":
 		f.Severity = Note
 		f.Message = fmt.Sprintf("%s are %s, not the defaults: fine if that is your own tuning", h, h.Definition)
+		f.Remedy = alterStorage(object{}, h)
 	case "trigger":
 		f.Remedy = "it runs inside of every change of the queues: drop it if you can"
 	case "constraint", "rule":
@@ -268,13 +349,38 @@ func unknown(h object) (f Finding, bad bool) {
 	return f, true
 }
 
+// needed are the privileges on tables that processes of Pith use, all but the migrations: their statements
+// run as the role that sends them, and so do the functions, whose locks on rows ask for UPDATE. What foreign keys
+// do asks for none.
+var needed = map[string]string{
+	"app_status":       "SELECT, INSERT, UPDATE, DELETE",
+	"created_resource": "SELECT, INSERT, UPDATE",
+	"goose_db_version": "SELECT",
+	"progress_report":  "SELECT, INSERT, UPDATE",
+	"resource_lock":    "SELECT, UPDATE",
+	"task":             "SELECT, INSERT, UPDATE, DELETE",
+	"task_group":       "SELECT, INSERT, UPDATE",
+	"task_kind":        "SELECT, INSERT",
+	"task_reservation": "SELECT, INSERT, UPDATE, DELETE",
+	"task_schedule":    "SELECT, INSERT, UPDATE, DELETE",
+}
+
 func (x *examination) lookAtPrivileges(ctx context.Context, f *findings) error {
+	if x.foreign {
+		f.add(Note, "", "was not looked at: see schema")
+		return nil
+	}
 	want, err := snapshot()
 	if err != nil {
 		return err
 	}
-	tables, functions := names(want, "table"), names(want, "function")
-	rows, err := x.q.DoctorPrivileges(ctx, x.pool, db.DoctorPrivilegesParams{Tables: tables, Functions: functions})
+	p := db.DoctorPrivilegesParams{Functions: names(want, "function")}
+	for table, list := range needed {
+		for privilege := range strings.SplitSeq(list, ", ") {
+			p.Needed = append(p.Needed, table+" "+privilege)
+		}
+	}
+	rows, err := x.q.DoctorPrivileges(ctx, x.pool, p)
 	if err != nil {
 		return err
 	}

@@ -2,18 +2,23 @@ package doctor
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/dbtest"
+	"github.com/pithworks/pith/internal/migrate"
 )
 
 var update = flag.Bool("update", false, "write schema.json from the migrations")
@@ -137,16 +142,27 @@ func TestDriftIsNamedWithItsRemedy(t *testing.T) {
 		{"unlogged", "ALTER TABLE task_schedule SET UNLOGGED", Error, "table task_schedule differs: it is table, unlogged, not table", "migrations"},
 		{"row security", "ALTER TABLE task_group ENABLE ROW LEVEL SECURITY", Error, "table task_group differs: it is table, with row security, not table", "migrations"},
 		{"table dropped", "DROP TABLE created_resource", Error, "table created_resource is missing", "migrations"},
+		{
+			"index with a fill factor", "ALTER INDEX task_due SET (fillfactor = 70)", Note,
+			"storage parameters of index task_due are fillfactor=70, not the defaults", "ALTER INDEX task_due RESET (fillfactor)",
+		},
+		{"primary key with a fill factor", "ALTER INDEX task_pkey SET (fillfactor = 70)", Note, "storage parameters of index task_pkey are fillfactor=70", ""},
+		{"index added with a fill factor", "CREATE INDEX mine ON task (logging_cid) WITH (fillfactor = 70)", Note, "unknown index mine: CREATE INDEX mine", ""},
 		{"storage", "ALTER TABLE resource_lock SET (fillfactor = 100)", Note, "storage parameters of table resource_lock are fillfactor=100, not fillfactor=50", "ALTER TABLE resource_lock SET (fillfactor = 50)"},
 		{"storage reset", "ALTER TABLE resource_lock RESET (fillfactor)", Note, "storage parameters of table resource_lock are at their defaults", "ALTER TABLE resource_lock SET (fillfactor = 50)"},
-		{"storage set", "ALTER TABLE task_group SET (fillfactor = 70)", Note, "storage parameters of table task_group are fillfactor=70, not the defaults", ""},
+		{"storage set", "ALTER TABLE task_group SET (fillfactor = 70)", Note, "storage parameters of table task_group are fillfactor=70, not the defaults", "ALTER TABLE task_group RESET (fillfactor)"},
+		{
+			"storage set beyond", "ALTER TABLE resource_lock SET (fillfactor = 100, parallel_workers = 2)", Note,
+			"are fillfactor=100, parallel_workers=2, not", "ALTER TABLE resource_lock SET (fillfactor = 50); ALTER TABLE resource_lock RESET (parallel_workers)",
+		},
+		{"quoted identifiers", "ALTER DATABASE %s SET quote_all_identifiers = on", Warning, "quote_all_identifiers is on (from the database): what the schema's parts look like cannot be compared", "ALTER ROLE pith SET quote_all_identifiers = 'off'"},
 		{"bucket deleted", "DELETE FROM resource_lock WHERE bucket = 17", Error, "4159 buckets, -64 to 4095, not 4160", "ON CONFLICT DO NOTHING"},
 		{"bucket added", "INSERT INTO resource_lock VALUES (4096)", Error, "4161 buckets, -64 to 4096, not 4160", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			d := dbtest.New(t)
-			execute(t, d, tt.sql)
+			execute(t, d, strings.ReplaceAll(tt.sql, "%s", d.Name))
 			r := examine(t, d.Pool, nil)
 			f := only(t, r, "drift")
 			wantFinding(t, f, tt.severity, tt.message, tt.remedy)
@@ -157,16 +173,35 @@ func TestDriftIsNamedWithItsRemedy(t *testing.T) {
 func TestRemediesOfDriftWork(t *testing.T) {
 	t.Parallel()
 	d := dbtest.New(t)
-	execute(t, d, `DROP INDEX task_ready; ALTER TABLE task DROP CONSTRAINT task_app_lock_fkey; ALTER TABLE task_schedule DROP cron;
-		DELETE FROM resource_lock WHERE bucket < 0; ALTER TABLE resource_lock SET (fillfactor = 100)`)
+	execute(t, d, `ALTER TABLE task_group SET (fillfactor = 70); ALTER INDEX task_due SET (fillfactor = 70);
+		DROP INDEX task_ready; ALTER TABLE task DROP CONSTRAINT task_app_lock_fkey; ALTER TABLE task_schedule DROP cron;
+		DELETE FROM resource_lock WHERE bucket < 0; ALTER TABLE resource_lock SET (fillfactor = 100, parallel_workers = 2)`)
 	list := of(examine(t, d.Pool, nil), "drift")
-	if len(list) != 6 { // with cron went the constraint that names it
+	if len(list) != 8 { // with cron went the constraint that names it
 		t.Errorf("%d findings: %v", len(list), list)
 	}
 	for _, f := range list { // in their order: a constraint needs its column
 		execute(t, d, f.Remedy)
 	}
 	wantFinding(t, only(t, examine(t, d.Pool, nil), "drift"), OK, "as the migrations made it", "")
+}
+
+func TestForeignKeysOfOthersAndThoseThatActAreNoDrift(t *testing.T) {
+	t.Parallel()
+	for name, sql := range map[string]string{
+		"others":            "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int REFERENCES a); ALTER TABLE b DISABLE TRIGGER ALL",
+		"others' on Pith's": "CREATE TABLE b (id uuid REFERENCES task); ALTER TABLE b DISABLE TRIGGER ALL",
+		"others' of that name": "CREATE SCHEMA other; CREATE TABLE other.task (id uuid CONSTRAINT mine REFERENCES public.task_group); " +
+			"DO $$ DECLARE g record; BEGIN FOR g IN SELECT t.tgname FROM pg_trigger t JOIN pg_constraint c ON c.oid = t.tgconstraint WHERE c.conname = 'mine' AND t.tgrelid = 'task_group'::regclass LOOP EXECUTE format('ALTER TABLE task_group DISABLE TRIGGER %I', g.tgname); END LOOP; END $$",
+		"always": "DO $$ DECLARE g record; BEGIN FOR g IN SELECT * FROM pg_trigger WHERE tgrelid = 'task'::regclass LOOP EXECUTE format('ALTER TABLE task ENABLE ALWAYS TRIGGER %I', g.tgname); END LOOP; END $$",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := dbtest.New(t)
+			execute(t, d, sql)
+			wantFinding(t, only(t, examine(t, d.Pool, nil), "drift"), OK, "", "")
+		})
+	}
 }
 
 func TestLongListsOfDriftAreCut(t *testing.T) {
@@ -207,9 +242,8 @@ func TestSchemaOfAnotherVersionIsNotComparedWithThisOnes(t *testing.T) {
 			r := examine(t, d.Pool, nil)
 			list := of(r, "schema")
 			wantFinding(t, list[0], Error, tt.message, tt.remedy)
-			wantFinding(t, list[len(list)-1], Note, "was not looked at", "")
-			if drift := of(r, "drift"); len(drift) > 0 || r.Severity != Error {
-				t.Errorf("%s, and drift %v", r.Severity, drift)
+			for _, check := range []string{"drift", "privileges", "capacity", "dead_rows", "workers", "missing", "unrunnable"} {
+				wantFinding(t, only(t, r, check), Note, "was not looked at: see schema", "")
 			}
 		})
 	}
@@ -218,6 +252,140 @@ func TestSchemaOfAnotherVersionIsNotComparedWithThisOnes(t *testing.T) {
 		r := examine(t, dbtest.Empty(t).Pool, nil)
 		wantFinding(t, of(r, "schema")[0], Error, "the database has no schema of Pith", "pith migrate up")
 	})
+}
+
+func TestSchemaThatTheRoleDoesNotFindIsNamed(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, sql       string
+		message, remedy string
+	}{
+		{
+			"no usage", "REVOKE USAGE ON SCHEMA public FROM public; ALTER ROLE $ROLE SET search_path = public",
+			"Pith's schema lies in public, and is not found: role $ROLE has no USAGE on it", "GRANT USAGE ON SCHEMA public TO $ROLE;",
+		},
+		{
+			"search_path", "ALTER SCHEMA public RENAME TO \"Pith's\"; GRANT USAGE ON SCHEMA \"Pith's\" TO $ROLE",
+			"Pith's schema lies in \"Pith's\", and is not found: search_path does not name it", "ALTER ROLE $ROLE SET search_path = 'Pith''s'; --",
+		},
+		{
+			"both", "ALTER SCHEMA public RENAME TO pith; REVOKE USAGE ON SCHEMA pith FROM public; CREATE SCHEMA public; CREATE TABLE public.goose_db_version (version_id bigint); GRANT ALL ON public.goose_db_version TO $ROLE",
+			"role $ROLE has no USAGE on it, and search_path does not name it", "GRANT USAGE ON SCHEMA pith TO $ROLE; ALTER ROLE $ROLE SET search_path = 'pith'; --",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			d := dbtest.Empty(t)
+			if err := migrate.Up(t.Context(), d.Direct, nil); err != nil {
+				t.Fatal(err)
+			}
+			role := newRole(t, d)
+			own := func(s string) string { return strings.ReplaceAll(s, "$ROLE", role) }
+			execute(t, d, "GRANT ALL ON ALL TABLES IN SCHEMA public TO "+role)
+			execute(t, d, own(tt.sql))
+			f := only(t, examine(t, as(t, d, role), nil), "schema")
+			wantFinding(t, f, Error, own(tt.message), own(tt.remedy))
+			execute(t, d, f.Remedy)
+			r := examine(t, as(t, d, role), nil)
+			wantFinding(t, only(t, r, "schema"), OK, "", "")
+			wantFinding(t, only(t, r, "privileges"), OK, "", "")
+		})
+	}
+}
+
+func TestSchemaWhoseVersionCannotBeReadIsAnError(t *testing.T) {
+	t.Parallel()
+	t.Run("forbidden", func(t *testing.T) {
+		t.Parallel()
+		d := dbtest.New(t)
+		role := newRole(t, d)
+		r := examine(t, as(t, d, role), nil)
+		wantFinding(t, only(t, r, "schema"), Error, "role "+role+" may not read the schema's version", "GRANT SELECT ON goose_db_version TO "+role)
+		for _, check := range []string{"drift", "capacity", "dead_rows", "workers", "missing", "unrunnable"} {
+			wantFinding(t, only(t, r, check), Note, "was not looked at: see schema", "")
+		}
+		if list := of(r, "privileges"); len(list) != len(needed) || r.Severity != Error {
+			t.Errorf("%s, and privileges %+v", r.Severity, list)
+		}
+	})
+	t.Run("locked", func(t *testing.T) {
+		t.Parallel()
+		d := dbtest.New(t)
+		tx, err := d.Direct.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+		if _, err := tx.Exec(t.Context(), "LOCK TABLE goose_db_version"); err != nil {
+			t.Fatal(err)
+		}
+		r := examine(t, d.Pool, func(d *Doctor) { d.cfg.Timeout = 4 * time.Second })
+		wantFinding(t, only(t, r, "schema"), Error, "could not be looked at within 4s", "pg_locks")
+		wantFinding(t, only(t, r, "drift"), Note, "was not looked at: see schema", "")
+		wantFinding(t, only(t, r, "privileges"), OK, "", "")
+	})
+}
+
+// TestNeededPrivilegesAreThoseThatStatementsUse looks for what changes or locks each table in what processes
+// send and in the functions.
+func TestNeededPrivilegesAreThoseThatStatementsUse(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../sql/queries/*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, file := range append(files, "../../sql/schema/00002_transitions.sql") {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text.Write(regexp.MustCompile(`--.*`).ReplaceAll(b, nil))
+	}
+	used := map[string]map[string]bool{"goose_db_version": {"SELECT": true}}
+	use := func(privilege, expression string) {
+		found := regexp.MustCompile(expression).FindAllStringSubmatch(text.String(), -1)
+		if len(found) == 0 {
+			t.Errorf("nothing matches %s", expression)
+		}
+		for _, m := range found {
+			if needed[m[1]] == "" {
+				continue // a name within the statement
+			}
+			if used[m[1]] == nil {
+				used[m[1]] = map[string]bool{}
+			}
+			used[m[1]][privilege] = true
+		}
+	}
+	use("SELECT", `\b(?:FROM|JOIN|,) (\w+)\b`)
+	use("INSERT", `\bINSERT INTO (\w+)\b`)
+	use("UPDATE", `\bUPDATE (\w+)\b`)
+	use("UPDATE", `\bINSERT INTO (\w+)\b[^;]*\bDO UPDATE\b`)
+	use("UPDATE", `\bFROM (\w+)\b[^;()]*(?:\([^;()]*\)[^;()]*)*\bFOR (?:NO KEY UPDATE|UPDATE|SHARE|KEY SHARE)\b`)
+	use("DELETE", `\bDELETE FROM (\w+)\b`)
+	got := map[string]string{}
+	for table, privileges := range used {
+		var list []string
+		for _, p := range []string{"SELECT", "INSERT", "UPDATE", "DELETE"} {
+			if privileges[p] {
+				list = append(list, p)
+			}
+		}
+		got[table] = strings.Join(list, ", ")
+	}
+	if diff := cmp.Diff(got, needed); diff != "" {
+		t.Errorf("privileges (-used +needed):\n%s", diff)
+	}
+	tables, err := snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range names(tables, "table") {
+		if needed[table] == "" {
+			t.Errorf("table %s needs nothing", table)
+		}
+	}
 }
 
 func TestLackingPrivilegesAreNamed(t *testing.T) {

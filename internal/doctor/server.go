@@ -22,7 +22,7 @@ const (
 // asked are the settings that the checks look at.
 var asked = []string{
 	"autovacuum", "default_transaction_isolation", "default_transaction_read_only", "fsync", "full_page_writes",
-	"idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "session_replication_role",
+	"idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "quote_all_identifiers", "search_path", "session_replication_role",
 	"statement_timeout", "synchronous_commit", "track_counts", "transaction_timeout",
 }
 
@@ -57,7 +57,7 @@ func version(f *findings, text string, major int) {
 func (x *examination) lookAtVisibility(_ context.Context, f *findings) error {
 	if !x.server.SeesAll {
 		f.add(Note, fmt.Sprintf("GRANT pg_read_all_stats TO %s", identifier(x.server.Role)),
-			"role %s sees of other roles' sessions only that they are there: their states and the ages of their transactions are hidden", x.server.Role)
+			"role %s sees of other roles' sessions only that they are there: their states, and since when their transactions run, are hidden", x.server.Role)
 	}
 	f.ok("role %s sees all sessions", x.server.Role)
 	return nil
@@ -195,7 +195,7 @@ func (x *examination) lookAtClock(ctx context.Context, f *findings) error {
 }
 
 func (x *examination) lookAtCapacity(ctx context.Context, f *findings) error {
-	c, err := x.q.DoctorConnections(ctx, x.pool)
+	c, err := x.q.DoctorConnections(ctx, x.pool, db.DoctorConnectionsParams{Pooled: x.target.Connection == Transaction, Own: x.own})
 	if err != nil {
 		return err
 	}
@@ -208,18 +208,27 @@ func (x *examination) lookAtCapacity(ctx context.Context, f *findings) error {
 		used, most int32
 		remedy     string
 	}{
-		{"the server", c.Used, c.Most, "raise max_connections"},
+		{"the server", c.Used, c.Most, "raise max_connections by"},
 		{"the database", c.UsedDatabase, c.MostDatabase, fmt.Sprintf("ALTER DATABASE %s CONNECTION LIMIT", identifier(x.server.Database))},
 		{"the role", c.UsedRole, c.MostRole, fmt.Sprintf("ALTER ROLE %s CONNECTION LIMIT", identifier(x.server.Role))},
 	} {
 		if l.most < 0 {
 			continue
 		}
-		if l.used*10 >= l.most*9 {
-			f.add(Warning, l.remedy+", or let the pooler have fewer server connections", "%d of the %d connections of %s are in use", l.used, l.most, l.what)
+		need := fleet.Online * perProcess
+		enough := 2 * int64(l.most)
+		if x.target.Connection != Transaction {
+			enough = max(enough, need)
 		}
-		if need := fleet.Online * perProcess; x.target.Connection != Transaction && need > int64(l.most) {
-			f.add(Warning, "put a pooler in transaction mode between, or "+l.remedy,
+		if l.what == "the server" {
+			enough -= int64(l.most)
+		}
+		remedy := fmt.Sprintf("%s %d", l.remedy, enough)
+		if l.used*10 >= l.most*9 {
+			f.add(Warning, remedy+", or let the pooler have fewer server connections", "%d of the %d connections of %s are in use", l.used, l.most, l.what)
+		}
+		if x.target.Connection != Transaction && need > int64(l.most) {
+			f.add(Warning, "put a pooler in transaction mode between, or "+remedy,
 				"%d processes are online and may open %d connections each, %d in all; %s allows %d", fleet.Online, perProcess, need, l.what, l.most)
 		}
 	}
@@ -227,8 +236,8 @@ func (x *examination) lookAtCapacity(ctx context.Context, f *findings) error {
 	return nil
 }
 
-// perProcess is how many client connections a worker may open: one for its beats, and its pool.
-const perProcess = clients + 1
+// perProcess is how many client connections a worker may open: one for its beats, and a pool of four.
+const perProcess = 5
 
 // duration reads a setting in milliseconds; 0 means that there is no limit.
 func (x *examination) duration(name string) time.Duration {
@@ -258,7 +267,7 @@ func (x *examination) alterRole(setting, value string) string {
 	if x.settings[setting].Source == "database user" {
 		where = " IN DATABASE " + identifier(x.server.Database) // it wins over the role's own
 	}
-	return fmt.Sprintf("ALTER ROLE %s%s SET %s = '%s'; -- then reconnect, the pooler too", identifier(x.server.Role), where, setting, value)
+	return fmt.Sprintf("ALTER ROLE %s%s SET %s = %s; -- then reconnect, the pooler too", identifier(x.server.Role), where, setting, literal(value))
 }
 
 var plainIdentifier = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)

@@ -101,7 +101,9 @@ func TestFleetThatWillNotFitIsTold(t *testing.T) {
 		execute(t, d, workerRow("w", 0, true, dummy))
 	}
 	wantFinding(t, only(t, examine(t, d.Direct, nil), "capacity"), Warning,
-		"13 processes are online and may open 5 connections each, 65 in all; the database allows 60", "ALTER DATABASE "+d.Name+" CONNECTION LIMIT")
+		"13 processes are online and may open 5 connections each, 65 in all; the database allows 60", "ALTER DATABASE "+d.Name+" CONNECTION LIMIT 120")
+	execute(t, d, "ALTER DATABASE "+d.Name+" CONNECTION LIMIT 20")
+	wantFinding(t, only(t, examine(t, d.Direct, nil), "capacity"), Warning, "the database allows 20", "ALTER DATABASE "+d.Name+" CONNECTION LIMIT 65")
 	if dbtest.Pooled() {
 		wantFinding(t, only(t, examine(t, d.Pool, nil), "capacity"), OK, "13 processes online", "")
 	}

@@ -39,6 +39,10 @@ WITH space AS (
     SELECT 'storage', t.name, t.name, (SELECT string_agg(o, ', ' ORDER BY o) FROM unnest(t.reloptions) o) FROM tables t
     WHERE t.reloptions IS NOT NULL
     UNION ALL
+    SELECT 'storage', t.name, i.relname::text, (SELECT string_agg(o, ', ' ORDER BY o) FROM unnest(i.reloptions) o)
+    FROM tables t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+    WHERE i.reloptions IS NOT NULL
+    UNION ALL
     SELECT 'column', t.name, a.attname::text,
         format_type(a.atttypid, a.atttypmod)
         || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
@@ -55,17 +59,19 @@ WITH space AS (
     SELECT 'constraint', t.name, c.conname::text, pg_get_constraintdef(c.oid, true)
     FROM tables t JOIN pg_catalog.pg_constraint c ON c.conrelid = t.oid AND c.contype IN ('c', 'f', 'p', 'u', 'x')
     UNION ALL
-    SELECT 'index', t.name, i.relname::text, pg_get_indexdef(x.indexrelid, 0, true) || CASE WHEN x.indisvalid AND x.indisready THEN '' ELSE ' INVALID' END
+    SELECT 'index', t.name, i.relname::text, CASE WHEN i.reloptions IS NULL THEN pg_get_indexdef(x.indexrelid, 0, true)
+            ELSE regexp_replace(pg_get_indexdef(x.indexrelid, 0, true), ' WITH \([^()]*\)', '') END
+        || CASE WHEN x.indisvalid AND x.indisready THEN '' ELSE ' INVALID' END
     FROM tables t JOIN pg_catalog.pg_index x ON x.indrelid = t.oid JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = x.indexrelid AND c.contype IN ('p', 'u', 'x'))
     UNION ALL
     SELECT 'trigger', t.name, g.tgname::text, pg_get_triggerdef(g.oid, true) || CASE g.tgenabled WHEN 'D' THEN ', disabled' ELSE '' END
     FROM tables t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid AND NOT g.tgisinternal
     UNION ALL
-    -- The triggers of a foreign key stand on both of its tables.
-    SELECT DISTINCT 'disabled foreign key', r.relname::text, c.conname::text, 'ALTER TABLE ' || t.name || ' ENABLE TRIGGER ALL'
-    FROM tables t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid AND g.tgisinternal AND g.tgenabled <> 'O'
-    JOIN pg_catalog.pg_constraint c ON c.oid = g.tgconstraint JOIN pg_catalog.pg_class r ON r.oid = c.conrelid
+    -- The triggers of a foreign key stand on both of its tables. It belongs to the one that refers.
+    SELECT DISTINCT 'disabled foreign key', r.name, c.conname::text, 'ALTER TABLE ' || t.name || ' ENABLE TRIGGER ALL'
+    FROM tables t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.oid AND g.tgisinternal AND g.tgenabled IN ('D', 'R')
+    JOIN pg_catalog.pg_constraint c ON c.oid = g.tgconstraint JOIN tables r ON r.oid = c.conrelid
     UNION ALL
     SELECT 'rule', t.name, r.rulename::text, pg_get_ruledef(r.oid, true)
     FROM tables t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE t.relkind = 'r'
@@ -86,15 +92,27 @@ SELECT o.kind::text AS kind, o.relation::text AS relation, o.name::text AS name,
     string_agg(coalesce(o.definition, ''), '; ' ORDER BY o.definition)::text AS definition
 FROM objects o GROUP BY o.kind, o.relation, o.name ORDER BY o.kind, o.relation, o.name;
 
+-- name: DoctorSchemas :many
+-- Where a schema of Pith lies, whether or not the client's role may look there: whether it may, and whether
+-- its search_path names it.
+SELECT n.nspname::text AS name, has_schema_privilege(n.oid, 'USAGE')::bool AS usable,
+    EXISTS (SELECT FROM regexp_split_to_table(current_setting('search_path'), ',') p (item)
+            WHERE n.nspname = replace(btrim(p.item, ' "'), '$user', current_user::text))::bool AS on_path
+FROM pg_catalog.pg_namespace n
+WHERE (SELECT count(*) FROM pg_catalog.pg_class c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
+         AND c.relname IN ('goose_db_version', 'task', 'task_reservation', 'resource_lock')) = 4
+ORDER BY usable DESC, n.nspname LIMIT 10;
+
 -- name: DoctorBuckets :one
 -- The fixed rows of resource_lock.
 SELECT count(*)::int AS buckets, coalesce(min(l.bucket), 0)::int AS first, coalesce(max(l.bucket), 0)::int AS last FROM resource_lock l;
 
 -- name: DoctorPrivileges :many
--- What the client's role lacks: privileges on these tables, and on these functions.
-SELECT 'table'::text AS kind, t.name::text AS name, p.privilege::text AS privilege
-FROM unnest(@tables::text[]) t (name), unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p (privilege)
-WHERE NOT has_table_privilege(to_regclass(quote_ident(t.name))::oid, p.privilege)
+-- What the client's role lacks: of privileges on tables, each told as the table, a blank and the privilege,
+-- and on these functions.
+SELECT 'table'::text AS kind, split_part(n.need, ' ', 1)::text AS name, split_part(n.need, ' ', 2)::text AS privilege
+FROM unnest(@needed::text[]) n (need)
+WHERE NOT has_table_privilege(to_regclass(quote_ident(split_part(n.need, ' ', 1)))::oid, split_part(n.need, ' ', 2))
 UNION ALL
 SELECT 'function', f.proname::text, 'EXECUTE' FROM pg_catalog.pg_proc f
 WHERE f.proname::text = ANY (@functions::text[]) AND pg_function_is_visible(f.oid) AND NOT has_function_privilege(f.oid, 'EXECUTE')
@@ -103,9 +121,11 @@ ORDER BY 1, 2, 3;
 -- name: DoctorConnections :one
 -- How many server connections there are, and may be: of the server but for those reserved, of the
 -- database and of the role (-1: without limit). What kind of session another role's is may be hidden.
+-- Those of these server processes are left out, and the one that answers unless it is a pooler's.
 WITH clients AS (
     SELECT a.datname, a.usename FROM pg_catalog.pg_stat_activity a
     WHERE a.datid IS NOT NULL AND coalesce(a.backend_type, 'client backend') = 'client backend'
+      AND a.pid <> ALL (coalesce(@own::int[], '{}')) AND (@pooled::bool OR a.pid <> pg_backend_pid())
 )
 SELECT (SELECT count(*) FROM clients)::int AS used,
     (SELECT count(*) FROM clients c WHERE c.datname = current_database())::int AS used_database,
