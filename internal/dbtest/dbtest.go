@@ -29,6 +29,7 @@ package dbtest
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -154,10 +155,16 @@ func start(settings map[string]string) (*Services, error) {
 
 // stop ends both for good.
 func (s *Services) stop() error {
-	if s.Pooler != nil {
-		s.Pooler.Stop()
+	if s.Pooler == nil {
+		return s.Server.Stop()
 	}
-	return s.Server.Stop()
+	s.Pooler.Stop()
+	var err error
+	if p, ok := s.Pooler.(*proxy); ok {
+		// What belongs to no test, or came after its end.
+		err = p.findings.left()
+	}
+	return errors.Join(err, s.Server.Stop())
 }
 
 // memoryDir returns a directory in memory, or nothing if there is none with room

@@ -2,6 +2,7 @@ package dbtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -49,6 +50,28 @@ func (f *findings) take(database string) []rdsproxy.Finding {
 	list := f.list[database]
 	delete(f.list, database)
 	return list
+}
+
+// left returns an error that names what no test has taken.
+func (f *findings) left() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for database, list := range f.list {
+		for _, one := range slices.Compact(list) {
+			errs = append(errs, fmt.Errorf("database %s: %s", database, told(one)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// told says what RDS Proxy makes of a statement.
+func told(f rdsproxy.Finding) string {
+	does := "is not promised"
+	if f.Pinned {
+		does = "pins"
+	}
+	return fmt.Sprintf("behind RDS Proxy %s %s: %s", f.Construct, does, f.Statement)
 }
 
 func startProxy(ctx context.Context, server *localpg.Server, size int) (*proxy, error) {
@@ -107,11 +130,7 @@ func (s *Services) checkPins(t testing.TB, database string) {
 		return
 	}
 	for _, f := range slices.Compact(p.findings.take(database)) {
-		does := "is not promised"
-		if f.Pinned {
-			does = "pins"
-		}
-		t.Errorf("behind RDS Proxy %s %s: %s", f.Construct, does, f.Statement)
+		t.Error(told(f))
 	}
 }
 

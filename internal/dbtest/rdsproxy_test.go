@@ -2,6 +2,7 @@ package dbtest
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/pithworks/pith/internal/pinning"
@@ -23,6 +24,9 @@ func TestStatementThatPinsIsFoundInItsTestsDatabase(t *testing.T) {
 	}
 	if _, err := other.Pool.Exec(t.Context(), "SELECT 1"); err != nil {
 		t.Fatal(err)
+	}
+	if err := p.findings.left(); err == nil || !strings.Contains(err.Error(), "LISTEN pins: LISTEN a") {
+		t.Errorf("left is %v", err)
 	}
 	found := p.findings.take(db.Name) // else it would fail this test
 	if len(found) != 1 || !found[0].Pinned || found[0].Construct != "LISTEN" || found[0].Statement != "LISTEN a" {
