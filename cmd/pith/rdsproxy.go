@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"sync"
 
 	"github.com/pithworks/pith/internal/rdsproxy"
@@ -92,6 +93,9 @@ func (c rdsproxyCmd) Run(ctx context.Context, s *session) error {
 	if c.PoolSize < 1 {
 		return usage("--pool-size %d: at least one is needed", c.PoolSize)
 	}
+	if s.cli.PasswordCommand != "" {
+		return usage("--password-command: the stand-in's password does not change; give it in the URL, or in PGPASSWORD")
+	}
 	p, err := s.open(ctx) // a URL that cannot be used is said at once
 	if err != nil {
 		return err
@@ -99,6 +103,7 @@ func (c rdsproxyCmd) Run(ctx context.Context, s *session) error {
 	p.Close()
 	count := newTally()
 	up := p.Config().ConnConfig
+	// Clients log in with the password of the database, which is not shown; without one, with the user's name.
 	secret := cmp.Or(up.Password, up.User)
 	proxy, err := rdsproxy.Start(ctx, c.Listen, rdsproxy.Config{
 		Upstream: s.cli.DatabaseURL, Users: map[string]string{up.User: secret}, PoolSize: c.PoolSize, Log: s.log, OnFinding: s.finding(count),
@@ -106,7 +111,7 @@ func (c rdsproxyCmd) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return usage("--listen %s: %v", c.Listen, err)
 	}
-	fmt.Fprintf(s.err, "clients may connect: %s\n", proxy.URL(up.User, up.Database))
+	fmt.Fprintf(s.err, "clients may connect: %s\n", shown(proxy.URL(up.User, up.Database), up.Password))
 	select {
 	case <-ctx.Done():
 	case <-proxy.Done():
@@ -124,6 +129,16 @@ func (c rdsproxyCmd) Run(ctx context.Context, s *session) error {
 		return statusError(exitFailure) // the report says why
 	}
 	return nil
+}
+
+// shown is a URL for people: with the password only if it is not the database's own.
+func shown(address, secret string) string {
+	u, err := url.Parse(address)
+	if err != nil || secret == "" {
+		return address
+	}
+	u.User = url.User(u.User.Username())
+	return u.String() + " with the database's password"
 }
 
 func (v verdict) text(w io.Writer) {

@@ -74,10 +74,22 @@ func TestStandInReportsWhatPins(t *testing.T) {
 	}
 }
 
+func TestStandInShowsNoPasswordOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	const address = "postgres://pith:s3cret@127.0.0.1:6432/pulp?sslmode=disable"
+	if got := shown(address, "s3cret"); got != "postgres://pith@127.0.0.1:6432/pulp?sslmode=disable with the database's password" {
+		t.Errorf("shown is %s", got)
+	}
+	if got := shown(address, ""); got != address {
+		t.Errorf("shown is %s", got)
+	}
+}
+
 func TestStandInRefusesWhatItCannotUse(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)
 	pith(t, db.DirectURL, "rdsproxy", "--pool-size=0").wants(t, exitUsage, "--pool-size 0")
 	pith(t, db.DirectURL, "rdsproxy", "--listen=nowhere").wants(t, exitUsage, "--listen nowhere")
+	pith(t, db.DirectURL, "rdsproxy", "--password-command=echo x").wants(t, exitUsage, "--password-command")
 	pith(t, "", "rdsproxy").wants(t, exitUsage, "PITH_DATABASE_URL")
 }
