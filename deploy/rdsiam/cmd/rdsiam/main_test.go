@@ -2,9 +2,9 @@ package main
 
 import (
 	"bytes"
-	"strings"
 	"net/url"
 	"os"
+	"strings"
 	"testing"
 )
 
