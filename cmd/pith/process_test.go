@@ -146,11 +146,11 @@ func TestThirdSignalKillsAWorkerThatCannotEnd(t *testing.T) {
 		case <-exited:
 			return true, nil
 		default:
-			_ = cmd.Process.Signal(syscall.SIGHUP) // fails only if it has exited
+			_ = cmd.Process.Signal(syscall.SIGTERM) // fails only if it has exited
 			return false, nil
 		}
 	})
-	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGHUP {
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
 		t.Errorf("worker ended with %s", cmd.ProcessState)
 	}
 }
