@@ -3,7 +3,6 @@ package pinning
 import (
 	"errors"
 	"fmt"
-	"math/bits"
 	"strings"
 	"sync"
 
@@ -19,8 +18,18 @@ import (
 // traps or hangs, for this text and for all that follow.
 const maxDepth = 200
 
-// errDeep is the error for a text over maxDepth.
-var errDeep = errors.New("nested too deep to be parsed")
+// maxRepeated bounds the lexemes that stand in a tree again and again: what columns are
+// set to, UPDATE t SET (a, b) = (1, 2), stands there once for each of them. It leaves
+// room for 150 columns, each with its parameter.
+const maxRepeated = 4 * MaxText
+
+// maxOperators bounds the sum of the squares of the lengths of a text's runs of
+// operatorBytes. Of a run like +++ or /*/* the scanner keeps a character or two, and
+// reads the rest again for the next ones.
+const maxOperators = 1 << 20
+
+// errDeep is the error for a text over one of these bounds.
+var errDeep = errors.New("too deep or too large to be parsed")
 
 // parsing is held by who uses the parser. The parser would make a further instance of
 // itself for each concurrent call, at seconds and tens of megabytes apiece.
@@ -38,11 +47,7 @@ func parse(text string, by func(string) (string, error)) (answer string, err err
 			err = fmt.Errorf("parse statement: %v", p)
 		}
 	}()
-	lexemes, err := scan(text)
-	if err == nil && depth(text, lexemes) > maxDepth {
-		err = errDeep
-	}
-	if err != nil {
+	if err := bounded(text); err != nil {
 		return "", fmt.Errorf("parse statement: %w", err)
 	}
 	if answer, err = by(text); err != nil {
@@ -122,10 +127,6 @@ func fields(message []byte, f func(number int, value []byte, n int) error) error
 // bracketDepth is what a bracket counts in depth: a subquery adds several nodes.
 const bracketDepth = 4
 
-// columnsDepth is what columns that are set to one row count in depth, for each time
-// that their number doubles: the tree has the row once for each of them.
-const columnsDepth = 25
-
 // flat are the keywords that put no node above another one of their kind. Those of a
 // row of AND or OR stand in one list, the others once in each SELECT; and a further
 // SELECT takes brackets or a UNION, which count.
@@ -137,17 +138,36 @@ var flat = map[string]bool{
 	"asc": true, "desc": true, "distinct": true, "all": true,
 }
 
-// depth returns an upper bound of the depth of a text's tree: on the way down to any
-// of its leaves, the brackets, operators and keywords that can each put a node above
-// what follows or precedes them.
+// bounded returns an error if a text takes the parser more than it has, in stack, in
+// memory or in time. It is called with parsing held.
+func bounded(text string) error {
+	if operators(text) > maxOperators {
+		return errDeep
+	}
+	lexemes, err := scan(text)
+	if err != nil {
+		return err
+	}
+	if depth, repeated := measure(text, lexemes); depth > maxDepth || repeated > maxRepeated {
+		return errDeep
+	}
+	return nil
+}
+
+// measure returns two upper bounds for a text's tree.
 //
-// What commas and semicolons separate stands side by side. The bound of what stands
-// between two of them is the number of its operators and keywords, and the largest of
-// its brackets. Set operations and joins go on after a comma.
-func depth(text string, lexemes []lexeme) int {
-	stack := []level{{}}
+// The one is its depth: on the way down to any of its leaves, the brackets, operators
+// and keywords that can each put a node above what follows or precedes them. What
+// commas and semicolons separate stands side by side. The bound of what stands between
+// two of them is the number of its operators and keywords, and the largest of its
+// brackets. Set operations and joins go on after a comma.
+//
+// The other is the number of lexemes that it repeats, each as often as it does. A row
+// that columns are set to ends at a comma, a semicolon or the end of its brackets.
+func measure(text string, lexemes []lexeme) (depth, repeated int) {
+	stack := []level{{outside: 1, times: 1}}
 	var last string // the lexeme before
-	columns := 0    // what the brackets hold that were closed last, if they may be columns to set
+	columns := 1    // what the brackets hold that were closed last, if they may be columns to set
 	leave := func() {
 		most := stack[len(stack)-1].close()
 		stack = stack[:len(stack)-1]
@@ -156,13 +176,16 @@ func depth(text string, lexemes []lexeme) int {
 	}
 	for _, l := range lexemes {
 		here := &stack[len(stack)-1]
+		if here.times > 1 {
+			repeated += here.times
+		}
 		word := strings.ToLower(text[l.start:l.end])
 		switch word {
 		case "(", "[":
-			stack = append(stack, level{columns: last == "set" || last == ","})
+			stack = append(stack, level{outside: here.times, times: here.times, columns: last == "set" || last == ","})
 		case ")", "]":
-			if columns = 0; here.columns {
-				columns = here.commas
+			if columns = 1; here.columns {
+				columns = here.commas + 1
 			}
 			if len(stack) > 1 { // else it is not in the grammar
 				leave()
@@ -179,7 +202,7 @@ func depth(text string, lexemes []lexeme) int {
 				here.chain++
 			}
 			if word == "=" && last == ")" {
-				here.chain += columnsDepth * bits.Len(uint(columns))
+				here.times = min(here.times*columns, maxRepeated+1)
 			}
 		}
 		if !comment(word) {
@@ -189,7 +212,7 @@ func depth(text string, lexemes []lexeme) int {
 	for len(stack) > 1 {
 		leave()
 	}
-	return stack[0].close()
+	return stack[0].close(), repeated
 }
 
 // A level is what stands between two brackets.
@@ -200,6 +223,9 @@ type level struct {
 	sets  int // set operations and joins since then
 	done  int // the deepest of what semicolons separate
 
+	outside int // how often the tree has these brackets
+	times   int // how often it has what stands here
+
 	columns bool // it may be the columns that are set to one row
 	commas  int
 }
@@ -207,6 +233,7 @@ type level struct {
 func (l *level) comma() {
 	l.most = max(l.most, l.chain+l.inner)
 	l.chain, l.inner = 0, 0
+	l.times = l.outside
 }
 
 // close ends a statement, and returns the depth of the deepest one.
@@ -217,9 +244,27 @@ func (l *level) close() int {
 	return l.done
 }
 
+// operatorBytes are what operators are made of.
+const operatorBytes = "+-*/<>=~!@#%^&|`?"
+
 // operator tells whether a lexeme is an operator, or one that acts like it.
 func operator(word string) bool {
-	return word != "" && strings.IndexByte("+-*/<>=~!@#%^&|`?:", word[0]) >= 0 && !comment(word)
+	return word != "" && strings.IndexByte(operatorBytes+":", word[0]) >= 0 && !comment(word)
+}
+
+// operators returns the sum of the squared lengths of a text's runs of operatorBytes,
+// wherever they stand.
+func operators(text string) (sum int) {
+	run := 0
+	for i := range len(text) {
+		if strings.IndexByte(operatorBytes, text[i]) < 0 {
+			run = 0
+			continue
+		}
+		sum += 2*run + 1 // what the square grows by
+		run++
+	}
+	return sum
 }
 
 func comment(word string) bool {
@@ -230,11 +275,7 @@ func comment(word string) bool {
 func shallow(text string) error {
 	parsing.Lock()
 	defer parsing.Unlock()
-	lexemes, err := scan(text)
-	if err == nil && depth(text, lexemes) > maxDepth {
-		err = errDeep
-	}
-	return err
+	return bounded(text)
 }
 
 // splitAssignment parts PL/pgSQL's target := expression.

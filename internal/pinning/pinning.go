@@ -19,8 +19,11 @@
 //     WHERE CURRENT OF. PREPARE TRANSACTION counts as PREPARE, and UNLISTEN as LISTEN.
 //   - A function counts by its name alone, in any schema and in any case: which one
 //     it is would take a search path to tell, and a proxy has none.
-//   - A text that nests too deep for the parser counts as one that pins. One that is
-//     not in the grammar does not: the server refuses it as well.
+//   - A text that is too much for the parser counts as one that pins: who cannot look
+//     must assume the worst. One that is not in the grammar is an error, and no finding.
+//     Mostly the server refuses it as well, but not always: strings are read as with
+//     standard_conforming_strings on, and the server may be newer than the grammar. So
+//     a caller must not pass over the error.
 //   - A text is what is sent, not what is run. A construct counts wherever it stands:
 //     in a default, in a view, in what is explained or prepared. What stands in a
 //     string is not read, so neither are the bodies of functions and DO.
@@ -77,9 +80,11 @@ type verdict struct {
 // Inspect finds, in order of appearance, what the pooler contract forbids in the text
 // of one simple query or one Parse message. It may hold several statements.
 //
-// The error says that the text is not in PostgreSQL's grammar, or that it nests too
-// deep to be parsed, which is a finding, too. A text longer than [MaxText] is one
-// finding, and is not parsed: it pins whatever it holds.
+// The error says that the text is not in PostgreSQL's grammar as this package knows it:
+// what it does to a connection is unknown, though nothing is found. Or it says that the
+// text is too much for the parser, its tree too deep or too large, which is a finding,
+// too. A text longer than [MaxText] is one finding, and is not parsed: it pins whatever
+// it holds.
 //
 // The first call in a process takes seconds, the first one with a text less than a
 // millisecond, and the next ones with that text next to nothing. It is safe for
@@ -133,8 +138,7 @@ func (r *reader) inOrder() (found []Finding) {
 func (r *reader) read(text string) error {
 	answer, err := parse(text, parser.ParseToJSON)
 	if errors.Is(err, errDeep) {
-		// Who cannot look must assume the worst.
-		r.found = append(r.found, located{Finding{"text nested too deep to be read", true}, 0})
+		r.found = append(r.found, located{Finding{"text too deep or too large to be read", true}, 0})
 	}
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package pinning
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -65,6 +64,19 @@ var forbidden = []struct {
 	{"CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'", []string{"!schema pg_temp"}},
 	{"SELECT pg_temp.f()", []string{"!schema pg_temp"}},
 	{"CREATE TYPE pg_temp.e AS ENUM ('a')", []string{"!schema pg_temp"}},
+	{"DROP TYPE a, pg_temp.e", []string{"!schema pg_temp"}},
+	{"DROP FUNCTION pg_temp.f(int)", []string{"!schema pg_temp"}},
+	{"DROP TRIGGER g ON pg_temp.t", []string{"!schema pg_temp"}},
+	{"COMMENT ON COLUMN pg_temp.t.a IS 'x'", []string{"!schema pg_temp"}},
+	{"CREATE TRIGGER g AFTER UPDATE ON t EXECUTE FUNCTION pg_temp.f()", []string{"!schema pg_temp"}},
+	{"CREATE SEQUENCE s OWNED BY pg_temp.t.a", []string{"!schema pg_temp"}},
+	{"CREATE INDEX i ON t (a COLLATE pg_temp.c)", []string{"!schema pg_temp"}},
+	{"SELECT 1 OPERATOR(pg_temp.+) 2", []string{"!schema pg_temp"}},
+	{"SELECT NULL::pg_temp.e", []string{"!schema pg_temp"}},
+	{"DROP SCHEMA pg_temp_3", []string{"!schema pg_temp"}},
+	{"DROP SCHEMA IF EXISTS pg_temp_3, a CASCADE", []string{"!schema pg_temp"}},
+	{`DROP SCHEMA a, "pg_temp"`, []string{"!schema pg_temp"}},
+	{"ALTER TABLE t SET SCHEMA pg_temp", []string{"!schema pg_temp"}},
 
 	{"DECLARE c CURSOR FOR SELECT 1", []string{"!DECLARE CURSOR"}},
 	{"DECLARE c NO SCROLL CURSOR WITH HOLD FOR SELECT lastval()", []string{"!DECLARE CURSOR", "!lastval()"}},
@@ -147,6 +159,14 @@ var allowed = []string{
 	"SELECT nextval_x(1), my_pg_notify(), pg_advisor(), listen(), notify(), load()",
 	`SELECT 'LISTEN a', 'it''s; SET a = 1', E'\'; SET a = 1', $$nextval('s')$$, $a$ $$ ; LISTEN a; $a$, "LISTEN" FROM "SET"`,
 	"SELECT a$b$c FROM t", "SELECT pg_temp FROM t AS pg_temp", "SELECT pg_temp.a FROM t AS pg_temp", "SELECT * FROM pg_temperature.t, pg_temp_x.t",
+	"CREATE TABLE t (PRIMARY KEY (pg_temp, a) INCLUDE (pg_temp, b), UNIQUE (pg_temp, a))",
+	"CREATE TABLE t (FOREIGN KEY (pg_temp, a) REFERENCES u (pg_temp, b) ON DELETE SET NULL (pg_temp, a))",
+	"SELECT FROM t JOIN u USING (pg_temp, c) AS x", "SELECT FROM t AS x (pg_temp, c)", "SELECT (a).pg_temp.b, c[1].pg_temp.d",
+	"CREATE VIEW v (pg_temp, a) AS SELECT 1, 2", "CREATE RECURSIVE VIEW v (pg_temp, a) AS SELECT 1, 2", "CREATE TABLE t (pg_temp, a) AS SELECT 1, 2",
+	"WITH RECURSIVE x (pg_temp, a) AS (SELECT 1) SEARCH DEPTH FIRST BY pg_temp, a SET o CYCLE pg_temp, a SET c USING p SELECT 1",
+	"COPY t (pg_temp, a) FROM STDIN", "ANALYZE t (pg_temp, a)", "INSERT INTO t (a.pg_temp.b, pg_temp, c) VALUES (1)", "UPDATE t SET a.pg_temp.b = 1, (pg_temp, c) = (1, 2)",
+	"CREATE TRIGGER g AFTER UPDATE OF pg_temp, a ON t EXECUTE FUNCTION f()", "GRANT SELECT (pg_temp, a) ON t TO r", "CREATE PUBLICATION p FOR TABLE t (pg_temp, a)",
+	"CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION pg_temp, a", "DROP EXTENSION pg_temp, a", "DROP SERVER pg_temp_1, a", "DROP SCHEMA pg_temp_x, a",
 	"UPDATE t SET a = 1 WHERE b", "WITH x AS (UPDATE t AS u SET (a, b) = (1, 2) RETURNING a) UPDATE v SET a = 1",
 	"INSERT INTO t VALUES ($1, $2) ON CONFLICT (a) DO UPDATE SET a = excluded.a", "INSERT INTO t DEFAULT VALUES",
 	"SELECT a FROM t ORDER BY a FOR UPDATE SKIP LOCKED", "SHOW ALL", "SELECT current_setting('a')",
@@ -233,125 +253,6 @@ func TestOnlyATextOverTheLimitPinsForItsSize(t *testing.T) {
 			if diff := cmp.Diff(c.want, marked(got)); diff != "" || err != nil {
 				t.Errorf("%d bytes: %v\n%s", c.bytes, err, diff)
 			}
-		}
-	}
-}
-
-// nesting are texts of the form before, n times open, the leaf, n times close. Each
-// repetition puts at least one node above the leaf or above what stands before it.
-var nesting = []struct{ before, open, leaf, close string }{
-	{"SELECT ", "NOT ", "nextval('s')", ""},
-	{"SELECT ", "- ", "nextval('s')", ""},
-	{"SELECT ", "@ ", "nextval('s')", ""},
-	{"SELECT ", "1 OPERATOR(pg_catalog.+) ", "nextval('s')", ""},
-	{"SELECT ", "", "nextval('s')", "+1"},
-	{"SELECT ", "", "nextval('s')", "::a"},
-	{"SELECT ", "", "nextval('s')", " IS NULL"},
-	{"SELECT ", "", "nextval('s')", " COLLATE a"},
-	{"SELECT ", "", "nextval('s')", " AT TIME ZONE a"},
-	{"SELECT ", "", "nextval('s')", " || (1)"},
-	{"SELECT ", "f(", "nextval('s')", ")"},
-	{"SELECT ", "f(a => ", "nextval('s')", ")"},
-	{"SELECT ", "coalesce(1, ", "nextval('s')", ")"},
-	{"SELECT ", "ROW(", "nextval('s')", ")"},
-	{"SELECT ", "ARRAY[", "nextval('s')", "]"},
-	{"SELECT ", "a[", "nextval('s')", "]"},
-	{"SELECT ", "(a)[1:", "nextval('s')", "].b"},
-	{"SELECT ", "(a AND b OR ", "nextval('s')", ")"},
-	{"SELECT ", "CASE 1 WHEN 1 THEN ", "nextval('s')", " END"},
-	{"SELECT ", "CASE WHEN ", "nextval('s')", " THEN 1 END"},
-	{"SELECT ", "a IN (1, ", "nextval('s')", ")"},
-	{"SELECT ", "1 = ANY (", "nextval('s')", ")"},
-	{"SELECT ", "f() FILTER (WHERE ", "nextval('s')", ")"},
-	{"SELECT ", "f() OVER (ORDER BY ", "nextval('s')", ")"},
-	{"SELECT ", "EXISTS (SELECT WHERE ", "nextval('s')", ")"},
-	{"SELECT ", "(SELECT ", "nextval('s')", ")"},
-	{"SELECT ", "(SELECT 1 WINDOW w AS (ORDER BY ", "nextval('s')", "))"},
-	{"SELECT ", "(SELECT FROM ROWS FROM (f(", "nextval('s')", ")))"},
-	{"SELECT ", "json_object('a':", "nextval('s')", ")"},
-	{"SELECT ", "xmlforest(", "nextval('s')", " AS a)"},
-	{"SELECT 1 GROUP BY ", "GROUPING SETS (", "nextval('s')", ")"},
-	{"SELECT * FROM ", "(SELECT * FROM ", "nextval('s')", ") AS x"},
-	{"SELECT FROM ", "(", "nextval('s')", " JOIN b ON c)"},
-	{"SELECT FROM ", "", "nextval('s')", " JOIN b ON c"},
-	{"SELECT a, b FROM ", "a JOIN ", "nextval('s')", " ON c"},
-	{"", "", "SELECT nextval('s')", " UNION SELECT 1, 2"},
-	{"", "SELECT a, b UNION (", "SELECT nextval('s')", ")"},
-	{"", "WITH a AS (", "SELECT nextval('s')", ") SELECT 1"},
-	{"", "WITH x AS (INSERT INTO t VALUES (1) ON CONFLICT (a) DO UPDATE SET a = (", "SELECT nextval('s')", ")) SELECT 1"},
-	{"", "WITH x AS (MERGE INTO t USING u ON a WHEN MATCHED THEN UPDATE SET a = (", "SELECT nextval('s')", ") RETURNING 1) SELECT 1"},
-	{"", "VALUES ((", "SELECT nextval('s')", "))"},
-}
-
-// A tree of more depth than the parser bears would spoil it for the texts that follow.
-func TestDeepTextsAreReadToALimitAndHarmNothing(t *testing.T) {
-	t.Parallel()
-	for _, c := range nesting {
-		text := func(n int) string {
-			return c.before + strings.Repeat(c.open, n) + c.leaf + strings.Repeat(c.close, n)
-		}
-		n := 15
-		for depthOf(t, text(n+1)) <= maxDepth {
-			n++
-		}
-		for _, c := range []struct {
-			n    int
-			want error
-		}{{n, nil}, {n + 1, errDeep}, {1000, errDeep}, {3000, errDeep}, {9000, errDeep}} {
-			if len(text(c.n)) > MaxText {
-				continue
-			}
-			if got, err := Inspect(text(c.n)); !errors.Is(err, c.want) || len(got) != 1 || !got[0].Pins {
-				t.Errorf("%.60s, %d times: %v, %v", text(1), c.n, got, err)
-			}
-		}
-		sound := fmt.Sprintf("SELECT nextval('s'), $x$ %s %s $x$", c.open, c.close)
-		if got, err := Inspect(sound); err != nil || len(got) != 1 {
-			t.Fatalf("after %s … %s: %v, %v", c.open, c.close, got, err)
-		}
-	}
-}
-
-// The tree has the row once for each column: it grows exponentially with each such row in another.
-func TestRowsThatAreSetWithinEachOtherAreReadToALimit(t *testing.T) {
-	t.Parallel()
-	columns := "a" + strings.Repeat(", a", 15)
-	text := func(n int) string {
-		return strings.Repeat("WITH x AS (UPDATE t SET b = 1 /* ( */, ("+columns+") /* ) */ = (", n) +
-			"SELECT nextval('s')" + strings.Repeat(")) SELECT 1", n)
-	}
-	if got, err := Inspect(text(1)); err != nil || len(got) != 1 {
-		t.Error(got, err)
-	}
-	if _, err := Inspect(text(20)); !errors.Is(err, errDeep) {
-		t.Error(err)
-	}
-}
-
-func depthOf(t *testing.T, text string) int {
-	t.Helper()
-	parsing.Lock()
-	defer parsing.Unlock()
-	lexemes, err := scan(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return depth(text, lexemes)
-}
-
-func TestWideTextsAreNotDeep(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct{ before, again, after string }{
-		{"INSERT INTO t VALUES (1, 2)", ", (a + 1, f(2))", " RETURNING a"},
-		{"SELECT a", " AND b", ""},
-		{"SELECT a IN (1", ", 2 + 2", ")"},
-		{"SELECT CASE WHEN a THEN b", " WHEN a THEN b", " END"},
-		{"SELECT 1", "; SELECT 1 FROM a JOIN b ON a + 1 = b UNION SELECT 2", ""},
-		{"SELECT 1 FROM a", ", (SELECT 1 FROM a) x", ""},
-	} {
-		text := c.before + strings.Repeat(c.again, 200) + c.after
-		if got, err := Inspect(text); err != nil || len(got) > 0 {
-			t.Errorf("%.60s: %v, %v", text, got, err)
 		}
 	}
 }

@@ -49,6 +49,16 @@ var functions = map[string]Finding{
 	"pg_try_advisory_xact_lock_shared": {"pg_try_advisory_xact_lock_shared()", false},
 }
 
+// plain are the fields whose lists hold names side by side or, from a column on, those
+// of its parts. In the other lists the first name is the schema of the last.
+var plain = map[string]bool{
+	"fields": true, "indirection": true, "usingClause": true,
+	"keys": true, "including": true, "fk_attrs": true, "pk_attrs": true, "fk_del_set_cols": true,
+	"colnames": true, "colNames": true, "aliases": true, "aliascolnames": true, "search_col_list": true, "cycle_col_list": true,
+	"attlist": true, "va_cols": true, "cols": true, "columns": true,
+	"objects": true, "publication": true, // a list of qualified names has a list for each
+}
+
 // A node is one of the tree: names of fields, or the name of its own kind, and values.
 type node = map[string]any
 
@@ -59,7 +69,7 @@ func (r *reader) add(f Finding, at int) { r.found = append(r.found, located{f, a
 func (r *reader) walk(part any, field string, at int) {
 	switch part := part.(type) {
 	case []any:
-		if temporary(qualifier(part)) && field != "fields" { // there it is a column's
+		if temporary(qualifier(part)) && !plain[field] {
 			r.add(Finding{"schema pg_temp", true}, at)
 		}
 		for _, p := range part {
@@ -110,6 +120,11 @@ func (r *reader) node(kind string, n node, field string, at int) {
 		} else if k, ok := n["kind"].(string); ok && r.bodies {
 			r.add(Finding{transactions[k], false}, at)
 		}
+	case "DropStmt":
+		names, _ := n["objects"].([]any)
+		if n["removeType"] == "OBJECT_SCHEMA" && slices.ContainsFunc(names, func(n any) bool { return temporary(nameIn(n)) }) {
+			r.add(Finding{"schema pg_temp", true}, at)
+		}
 	case "FuncCall":
 		names, _ := n["funcname"].([]any)
 		if len(names) == 0 {
@@ -142,6 +157,9 @@ func setting(n node) string {
 // relation adds a node that names a temporary relation.
 func (r *reader) relation(n node, field string, at int) {
 	schema, _ := n["schemaname"].(string)
+	if schema == "" {
+		schema, _ = n["newschema"].(string) // where it is to go
+	}
 	switch {
 	case n["relpersistence"] == "t" && field == "sequence":
 		r.add(Finding{"temporary sequence", true}, at)
