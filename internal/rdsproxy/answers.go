@@ -23,6 +23,8 @@ type answer struct {
 
 	optional bool // an error is not the client's either
 
+	unnamed *stmt // what a Parse of the client makes, or a Bind or Describe uses
+
 	// For a message that changes what a statement's name stands for: what it stood
 	// for before, for the client and on the server.
 	changes           bool
@@ -149,11 +151,11 @@ func (sc *serverConn) owe(a answer) {
 // errOutOfStep means that the server answered what it was not asked.
 var errOutOfStep = errors.New("the server's answers are out of step")
 
-// answered notes a message of the server that is no error, and tells whether the
-// client must not see it. The caller holds mu.
-func (sc *serverConn) answered(typ byte) (quiet bool, err error) {
+// answered notes a message of the server that is no error, and returns what it
+// completes, if it completes anything. The caller holds mu.
+func (sc *serverConn) answered(typ byte) (completed answer, err error) {
 	if sc.uncertain {
-		return false, nil
+		return answer{}, nil
 	}
 	for sc.owed.len() > 0 && sc.owed.first().kind == endOfData {
 		sc.owed.pop()
@@ -176,7 +178,7 @@ func (sc *serverConn) answered(typ byte) (quiet bool, err error) {
 		want = ends(kind)
 	case 'T':
 		if kind == 'Q' {
-			return false, nil
+			return answer{}, nil
 		}
 		want = kind == 'D'
 	case 'C', 'I', 's':
@@ -184,22 +186,56 @@ func (sc *serverConn) answered(typ byte) (quiet bool, err error) {
 			sc.copyDone()
 		}
 		if kind == 'Q' {
-			return false, nil
+			return answer{}, nil
 		}
 		want = kind == 'E'
 	case 'G':
 		if kind != 'Q' && kind != 'E' {
-			return false, errOutOfStep
+			return answer{}, errOutOfStep
 		}
 		sc.copyIn = true
-		return false, nil
+		return answer{}, nil
 	default:
-		return false, nil
+		return answer{}, nil
 	}
 	if !want {
-		return false, errOutOfStep
+		return answer{}, errOutOfStep
 	}
-	return sc.owed.pop().quiet, nil
+	return sc.owed.pop(), nil
+}
+
+// late returns the unnamed statement that a Bind or Describe has used, if an earlier
+// transaction of the client parsed it.
+func (a *answer) late(s *session) *stmt {
+	switch {
+	case a.unnamed == nil || s == nil:
+	case a.kind == 'P':
+		a.unnamed.transaction = s.transactions
+	case a.unnamed.transaction != s.transactions:
+		return a.unnamed
+	}
+	return nil
+}
+
+// stuck tells whether the server waits for the client: a COPY is open, and nothing
+// that ends or breaks it was sent. The caller holds mu.
+func (sc *serverConn) stuck() bool {
+	for i, a := range sc.owed.waiting() {
+		if i > 0 && a.kind != 'S' {
+			return false
+		}
+	}
+	return sc.copyIn
+}
+
+// lostCopy is the construct of the finding that goes with lose.
+const lostCopy = "COPY that failed with a Sync among its data"
+
+// lose gives up counting answers: the client keeps the connection. The caller holds
+// mu.
+func (sc *serverConn) lose() {
+	sc.uncertain, sc.pinned, sc.copyIn = true, true, false
+	sc.owed.replace(nil)
 }
 
 // copyDone removes the Syncs that a COPY from the client has swallowed: those
@@ -244,8 +280,7 @@ func (sc *serverConn) failed() (quiet bool) {
 			}
 			if a.kind == 'S' {
 				// Whether the COPY swallowed it before it failed, nobody can tell.
-				sc.uncertain = true
-				sc.owed.replace(nil)
+				sc.lose()
 				return false
 			}
 		}

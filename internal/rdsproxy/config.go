@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -32,7 +34,7 @@ type Config struct {
 	Upstream string
 
 	// Users are the proxy's secrets: the password of each user that may connect, for
-	// both sides. Required.
+	// both sides. Required, and not empty unless VerifyPassword is set.
 	Users map[string]string
 
 	// Auth is how clients authenticate. Default: AuthSCRAM.
@@ -65,6 +67,10 @@ type Config struct {
 	// pinned or not. Default: 30 min.
 	IdleClientTimeout time.Duration
 
+	// IdleServerTimeout is how long server connections stay when the last client of
+	// their user and database has left. Default: 5 min.
+	IdleServerTimeout time.Duration
+
 	// StartupTimeout bounds a client's handshake, without the wait for a server
 	// connection. Default: 30 s.
 	StartupTimeout time.Duration
@@ -82,8 +88,7 @@ type Config struct {
 	MaxMessage int
 
 	// OnFinding is called for each finding as it is made, by many goroutines and
-	// before the statement is forwarded; it must not block. Default: nothing is
-	// called.
+	// before the client has an answer; it must not block. Default: nothing is called.
 	OnFinding func(Finding)
 
 	// Log receives what happens. Default: nothing is logged.
@@ -98,6 +103,11 @@ func New(cfg Config) (*Proxy, error) {
 	if len(cfg.Users) == 0 {
 		return nil, errors.New("rdsproxy: no users")
 	}
+	for _, user := range slices.Sorted(maps.Keys(cfg.Users)) {
+		if cfg.Users[user] == "" && cfg.VerifyPassword == nil {
+			return nil, fmt.Errorf("rdsproxy: the password of user %q is empty", user)
+		}
+	}
 	if (cfg.RequireTLS || cfg.Auth == AuthPassword) && cfg.TLS == nil {
 		return nil, errors.New("rdsproxy: TLS is required, but not configured")
 	}
@@ -109,12 +119,14 @@ func New(cfg Config) (*Proxy, error) {
 	cfg.MaxMessage = cmp.Or(cfg.MaxMessage, 64<<20)
 	cfg.BorrowTimeout = cmp.Or(cfg.BorrowTimeout, 2*time.Minute)
 	cfg.IdleClientTimeout = cmp.Or(cfg.IdleClientTimeout, 30*time.Minute)
+	cfg.IdleServerTimeout = cmp.Or(cfg.IdleServerTimeout, 5*time.Minute)
 	cfg.StartupTimeout = cmp.Or(cfg.StartupTimeout, 30*time.Second)
 	cfg.MessageTimeout = cmp.Or(cfg.MessageTimeout, time.Minute)
 	cfg.WriteTimeout = cmp.Or(cfg.WriteTimeout, time.Minute)
 	for _, n := range []int64{
 		int64(cfg.PoolSize), int64(cfg.MaxClients), int64(cfg.MaxMessage), int64(cfg.BorrowTimeout),
 		int64(cfg.IdleClientTimeout), int64(cfg.StartupTimeout), int64(cfg.MessageTimeout), int64(cfg.WriteTimeout),
+		int64(cfg.IdleServerTimeout),
 	} {
 		if n < 0 {
 			return nil, errors.New("rdsproxy: a size or a timeout is negative")

@@ -310,7 +310,7 @@ func noise(w *wire) func(int) {
 	return func(i int) {
 		name := fmt.Sprintf("s%d", i%5+1)
 		w.send(shut('S', name), prep(name, "SELECT 'noise'"), prep("", "SELECT 'unnamed noise'"), bind(name), do(), syncMsg)
-		w.read('Z', 1)
+		w.answer('Z', 1)
 		w.sql([]string{"BEGIN", "COMMIT"}[i%2])
 	}
 }

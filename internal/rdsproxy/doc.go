@@ -23,8 +23,12 @@
 // Two differences remain. In an aborted transaction, an error may be 25P02 of an
 // added message where the client's own would have failed for another reason. A COPY
 // that fails after the client has sent a Sync among its data leaves the proxy unable
-// to count answers: that client keeps its server connection from then on, and its
-// statements are not looked after.
+// to count answers: that client keeps its server connection from then on, which is a
+// finding, and its statements are not looked after.
+//
+// What SQL hides from the proxy, such as a DEALLOCATE in the body of a DO, may change
+// prepared statements unseen. A server connection that has answered 26000 or 42P05 is
+// closed when its client needs it no more.
 //
 // # Pinning
 //
@@ -33,7 +37,8 @@
 // until it leaves; that connection is then closed. So does a FunctionCall message.
 // Named statements, named portals, and an unnamed statement that is used in a later
 // transaction than the one that parsed it work, but nobody promises them: they are
-// recorded as a [Finding] that does not pin.
+// recorded as a [Finding] that does not pin. So is a text that is not in PostgreSQL's
+// grammar: nobody knows what it holds, and a server may read it all the same.
 //
 // # Refused
 //

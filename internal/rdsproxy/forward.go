@@ -20,12 +20,18 @@ func (s *session) forward(ctx context.Context, m *message) error {
 		}
 	}
 	sc, err := s.attach(ctx, m.typ)
+	lost := false
 	for sc != nil && sc.premature(m) {
 		sc.mu.Unlock()
 		if err := s.await(sc, func() bool { return sc.premature(m) }); err != nil {
 			return err
 		}
 		sc, err = s.attach(ctx, m.typ)
+		if sc != nil && sc.stuck() && sc.premature(m) {
+			// The message breaks the COPY.
+			sc.lose()
+			lost = true
+		}
 	}
 	if sc == nil {
 		return err
@@ -34,17 +40,14 @@ func (s *session) forward(ctx context.Context, m *message) error {
 	if sc.pinned && !sc.adopted {
 		s.toServer = sc.adopt(s, s.toServer)
 	}
-	if m.typ == 'B' || m.typ == 'D' {
-		m.late = s.late(m)
-	}
 	err = sc.plan(s, m)
 	sc.unflushed = true
 	sc.mu.Unlock()
+	if lost {
+		s.find(true, lostCopy, "")
+	}
 	if err != nil {
 		return err
-	}
-	if m.late != nil {
-		s.find(false, "unnamed statement of an earlier transaction", parseText(m.late.parse))
 	}
 	if len(m.frame) >= largeMessage {
 		return s.flush(m.frame)
@@ -82,15 +85,19 @@ func (sc *serverConn) plan(s *session, m *message) error {
 			return fatal("54000", fmt.Sprintf("prepared statements of a client exceed the limit of %d bytes", s.p.cfg.MaxMessage), "", "")
 		}
 		s.toServer = sc.room(s, m.name, s.toServer)
-		sc.assign(s, 'P', m.name, &stmt{parse: slices.Clone(m.frame), borrow: s.borrows})
+		sc.assign(s, 'P', m.name, &stmt{parse: slices.Clone(m.frame)})
 	case 'B', 'D':
+		a := answer{kind: m.typ}
+		if m.onStatement && m.name == "" && !sc.pinned {
+			a.unnamed = s.view[""]
+		}
 		if m.onStatement {
 			s.toServer = sc.reconcile(s, m.name, s.toServer)
 			if st := s.view[m.name]; m.typ == 'B' && st != nil && mayCopy(st.parse) {
 				s.mayCopy = true
 			}
 		}
-		sc.owe(answer{kind: m.typ})
+		sc.owe(a)
 	case 'C':
 		if m.onStatement {
 			sc.assign(s, 'C', m.name, nil)
@@ -125,15 +132,6 @@ func mayCopy(frame []byte) bool {
 	return false
 }
 
-// late returns the unnamed statement that a message is about, if an earlier
-// transaction parsed it.
-func (s *session) late(m *message) *stmt {
-	if st := s.view[""]; m.onStatement && m.name == "" && st != nil && st.borrow != s.borrows {
-		return st
-	}
-	return nil
-}
-
 // parseText returns the text of a Parse message.
 func parseText(frame []byte) string {
 	var m pgproto3.Parse
@@ -157,12 +155,15 @@ func (s *session) attach(ctx context.Context, typ byte) (*serverConn, error) {
 				}
 				return sc, nil
 			}
-			full := sc.client == s
+			full, stuck := sc.client == s, sc.stuck()
 			sc.mu.Unlock()
 			if s.gone.Load() {
 				return nil, errLost
 			}
 			if full {
+				if stuck {
+					return nil, fatal("54000", "too many messages among the data of a COPY", "", "")
+				}
 				if err := s.await(sc, func() bool { return sc.full() }); err != nil {
 					return nil, err
 				}
@@ -209,7 +210,8 @@ func (sc *serverConn) full() bool {
 }
 
 // await makes the server answer all that it was sent, and waits while a condition
-// holds, which is looked at under sc.mu, or until the connection is lost.
+// holds, which is looked at under sc.mu, or until the connection is lost, or the
+// server waits for the client. The error says that the client has left.
 func (s *session) await(sc *serverConn, while func() bool) error {
 	// Without it the server could keep its answers.
 	flush, err := (&pgproto3.Flush{}).Encode(nil)
@@ -219,12 +221,46 @@ func (s *session) await(sc *serverConn, while func() bool) error {
 	if err := s.flush(flush); err != nil {
 		return err
 	}
+	var left error
+	waits := func() bool {
+		return left == nil && sc.client == s && !sc.dead && !sc.uncertain && !sc.stuck() && while()
+	}
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
-	for sc.client == s && !sc.dead && !sc.uncertain && while() {
+	if !waits() {
+		return nil
+	}
+	stop := s.watch(func(err error) {
+		sc.mu.Lock()
+		defer sc.mu.Unlock()
+		left = err
+		sc.answer.Broadcast()
+	})
+	for waits() {
 		sc.answer.Wait()
 	}
-	return nil
+	sc.mu.Unlock()
+	stop()
+	sc.mu.Lock()
+	return left
+}
+
+// watch reads ahead from the client until stop is called, and calls left if the
+// client leaves. What it has sent beyond the buffer's size is not read, nor its
+// leaving after that.
+func (s *session) watch(left func(error)) (stop func()) {
+	_ = s.conn.SetReadDeadline(time.Time{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		if err := s.in.ahead(); err != nil {
+			left(err)
+		}
+	}()
+	return func() {
+		s.wake()
+		<-watched
+	}
 }
 
 // borrow gets a server connection from the pool.
@@ -245,7 +281,6 @@ func (s *session) borrow(ctx context.Context) error {
 		}
 		sc.client = s
 		s.server = sc
-		s.borrows++
 		s.toServer = s.toServer[:0]
 		sc.mu.Unlock()
 		s.p.counters.borrow.add(time.Since(start))
@@ -257,18 +292,9 @@ func (s *session) borrow(ctx context.Context) error {
 func (s *session) queue(ctx context.Context) (*serverConn, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	_ = s.conn.SetReadDeadline(time.Time{})
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		if err := s.in.ahead(); err != nil {
-			cancel(err)
-		}
-	}()
-	sc, err := s.pool.get(ctx)
-	s.wake()
-	<-watched
-	return sc, err
+	stop := s.watch(cancel)
+	defer stop()
+	return s.pool.get(ctx)
 }
 
 // flush writes what is buffered, and more, to the server. Then it gives the

@@ -28,10 +28,12 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pithworks/pith/internal/localpg"
+	"github.com/pithworks/pith/internal/pinning"
 )
 
-// testTimeout bounds whatever a test waits for.
-const testTimeout = 60 * time.Second
+// testTimeout bounds whatever a test waits for. It is longer than the proxy's own
+// timeouts, so that these are told of.
+const testTimeout = 3 * time.Minute
 
 // hba lets the superuser in without a password, as localpg needs it, and each
 // other role by the method that it is named for.
@@ -72,6 +74,20 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(code)
+}
+
+// warmed is what the parser's first use says, which takes seconds.
+var warmed = sync.OnceValue(func() error {
+	_, err := pinning.Inspect("SELECT 1")
+	return err
+})
+
+// warm makes ready the parser, whose start must not count against a timeout.
+func warm(t testing.TB) {
+	t.Helper()
+	if err := warmed(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // server returns the shared server.
@@ -252,6 +268,7 @@ func startProxy(t testing.TB, cfg Config) *testProxy {
 
 func serve(t testing.TB, p *testProxy, cfg Config) {
 	t.Helper()
+	warm(t)
 	if cfg.Users == nil {
 		cfg.Users = map[string]string{"pith": "pith"}
 	}

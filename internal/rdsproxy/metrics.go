@@ -131,7 +131,7 @@ func (p *Proxy) Metrics() Metrics {
 		if sc.tx != 'I' {
 			m.DatabaseConnectionsCurrentlyInTransaction++
 		}
-		if sc.client != nil && sc.pinned {
+		if sc.client != nil && sc.pinned { // also those whose answers are uncertain
 			m.DatabaseConnectionsCurrentlySessionPinned++
 		}
 		sc.mu.Unlock()
@@ -139,8 +139,8 @@ func (p *Proxy) Metrics() Metrics {
 	return m
 }
 
-// UnparsedTexts counts the texts that PostgreSQL's grammar refuses. They do not
-// pin: the server refuses them too.
+// UnparsedTexts counts the texts that package pinning could not read. Each is a
+// finding, too.
 func (p *Proxy) UnparsedTexts() int64 { return p.counters.unparsed.Load() }
 
 // serverConns returns all server connections.

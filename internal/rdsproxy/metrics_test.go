@@ -24,7 +24,7 @@ func TestMetricsCount(t *testing.T) {
 	secure := openWire(t, p.url("pith", "sslmode=require"))
 	plain.sql("SELECT 1")
 	plain.send(append(append(run("SELECT 2"), run("SELECT 3")...), syncMsg)...)
-	plain.read('Z', 1)
+	plain.answer('Z', 1)
 	open.sql("BEGIN")
 	pinned.sql("SET work_mem = '1MB'")
 	secure.sql("SELECT 1")

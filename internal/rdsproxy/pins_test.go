@@ -99,7 +99,7 @@ func TestWhatPins(t *testing.T) {
 		before := p.FindingCount()
 		first := p.wire(t)
 		first.send(messages...)
-		first.read('Z', 1)
+		first.answer('Z', 1)
 		found := p.Findings()[before:]
 		pinned := slices.ContainsFunc(found, func(f Finding) bool { return f.Pinned })
 		if pinned != pins {
@@ -116,9 +116,7 @@ func TestWhatPins(t *testing.T) {
 		if pins {
 			_ = first.conn.Close()
 		}
-		if got := second.sql("SELECT 1"); len(got) != 4 {
-			t.Errorf("second client got %q", got)
-		}
+		second.wantOne("SELECT 1")
 		_ = first.conn.Close()
 	}
 	for _, group := range []struct {
@@ -139,7 +137,7 @@ func TestFunctionCallPins(t *testing.T) {
 	p := startProxy(t, Config{PoolSize: 1})
 	w := p.wire(t)
 	w.send(&pgproto3.FunctionCall{Function: 1397, ArgFormatCodes: []uint16{0}, Arguments: [][]byte{[]byte("-5")}})
-	w.read('Z', 1)
+	w.answer('Z', 1)
 	want := []Finding{{Pinned: true, Construct: "function call message", User: "pith", Database: p.database}}
 	if diff := cmp.Diff(want, p.Findings()); diff != "" {
 		t.Errorf("findings (-want +got):\n%s", diff)
@@ -155,12 +153,12 @@ func TestWhatNobodyPromisesIsRecordedAndDoesNotPin(t *testing.T) {
 	p := startProxy(t, Config{PoolSize: 1, OnFinding: func(f Finding) { calls <- f.Construct + ": " + f.Statement }})
 	w, other := p.wire(t), p.wire(t)
 	w.send(prep("name", "SELECT 1"), bind("name"), do(), syncMsg)
-	w.read('Z', 1)
+	w.answer('Z', 1)
 	w.send(prep("", "SELECT 2"), portal("portal", ""), rows("portal", 0), syncMsg)
-	w.read('Z', 1)
+	w.answer('Z', 1)
 	w.send(bind(""), do(), syncMsg)
-	w.read('Z', 1)
-	other.sql("SELECT 1")
+	w.answer('Z', 1)
+	other.wantOne("SELECT 1")
 	want := []string{"named statement: SELECT 1", "named portal: ", "unnamed statement of an earlier transaction: SELECT 2"}
 	var called []string
 	for range want {
@@ -188,7 +186,7 @@ func TestTextOutsideTheGrammarIsCounted(t *testing.T) {
 	w.sql("SET is no SQL if it goes on so")
 	w.sql("SELECT 1")
 	w.send(prep("", "SELEC"), syncMsg)
-	w.read('Z', 1)
+	w.answer('Z', 1)
 	if n := p.UnparsedTexts(); n != 2 {
 		t.Errorf("%d texts, want 2", n)
 	}
@@ -201,7 +199,7 @@ func TestFindingsAreBounded(t *testing.T) {
 	const n = maxFindings + 10
 	w.send(slices.Repeat(msgs(prep("n", "SELECT 'ä"+strings.Repeat("ä", maxStatement)+"'"), shut('S', "n")), n)...)
 	w.send(syncMsg)
-	w.read('Z', 1)
+	w.answer('Z', 1)
 	if got := p.FindingCount(); got != n {
 		t.Errorf("%d findings, want %d", got, n)
 	}

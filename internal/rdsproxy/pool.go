@@ -24,7 +24,8 @@ type pool struct {
 	key poolKey
 	cfg *pgconn.Config
 
-	clients int // guarded by Proxy.mu
+	clients int                // guarded by Proxy.mu
+	unused  context.CancelFunc // ends the wait after the last client has left; likewise
 
 	mu      sync.Mutex // guards what follows; taken after Proxy.mu, before serverConn.mu
 	idle    []*serverConn
@@ -55,6 +56,10 @@ func (p *Proxy) enter(key poolKey) *pool {
 		p.pools[key] = pl
 	}
 	pl.clients++
+	if pl.unused != nil {
+		pl.unused()
+		pl.unused = nil
+	}
 	return pl
 }
 
@@ -62,7 +67,37 @@ func (pl *pool) leave() {
 	pl.p.mu.Lock()
 	defer pl.p.mu.Unlock()
 	pl.clients--
+	if pl.clients == 0 {
+		ctx, cancel := context.WithCancel(pl.p.ctx)
+		pl.unused = cancel
+		pl.p.wg.Go(func() {
+			defer cancel()
+			for empty := false; !empty && wait(ctx, pl.p.cfg.IdleServerTimeout); {
+				empty = pl.empty(ctx)
+			}
+		})
+	}
 	pl.forget()
+}
+
+// empty closes the connections of a pool that has had no client for long, and tells
+// whether none can come any more. It does nothing once ctx has ended, as it does when
+// a client comes.
+func (pl *pool) empty(ctx context.Context) bool {
+	pl.p.mu.Lock()
+	if ctx.Err() != nil {
+		pl.p.mu.Unlock()
+		return true
+	}
+	pl.mu.Lock()
+	idle, rest := pl.idle, len(pl.all)-len(pl.idle)+pl.dialing
+	pl.idle = nil
+	pl.mu.Unlock()
+	pl.p.mu.Unlock()
+	for _, sc := range idle {
+		sc.farewell()
+	}
+	return rest == 0
 }
 
 // forget lets go of a pool that nothing uses. The caller holds Proxy.mu.
@@ -71,6 +106,9 @@ func (pl *pool) forget() {
 	defer pl.mu.Unlock()
 	if pl.clients == 0 && len(pl.all) == 0 && pl.dialing == 0 && pl.p.pools[pl.key] == pl {
 		delete(pl.p.pools, pl.key)
+		if pl.unused != nil {
+			pl.unused()
+		}
 	}
 }
 
@@ -154,6 +192,14 @@ func (pl *pool) deliver(sc *serverConn) {
 
 // put takes back a connection that nobody uses.
 func (pl *pool) put(sc *serverConn) {
+	sc.mu.Lock()
+	retired := sc.retired
+	sc.mu.Unlock()
+	if retired {
+		// Its end makes room for another one.
+		sc.farewell()
+		return
+	}
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	if _, ok := pl.all[sc]; ok {
@@ -204,14 +250,12 @@ func (pl *pool) connect(ctx context.Context) {
 			pl.add(ctx, sc)
 			return
 		}
-		if pl.failed(ctx, err) || !wait(ctx, pause/2+rand.N(pause/2)) {
+		if pl.failed(ctx, err) {
 			break
 		}
+		wait(ctx, pause/2+rand.N(pause/2))
 		pause = min(2*pause, longest)
 	}
-	pl.mu.Lock()
-	pl.dialing--
-	pl.mu.Unlock()
 	pl.p.mu.Lock()
 	defer pl.p.mu.Unlock()
 	pl.forget()
@@ -249,7 +293,8 @@ func (pl *pool) attempt(ctx context.Context) (*serverConn, error) {
 
 // failed looks at why a connection could not be made. What the server says goes to
 // all who wait, unless it says that it is full or not ready. It returns true if
-// nobody waits any more.
+// nobody waits any more, or ctx has ended: the caller dials no more then, and who
+// comes next must.
 func (pl *pool) failed(ctx context.Context, err error) bool {
 	defer pl.p.signal()
 	pl.mu.Lock()
@@ -266,7 +311,11 @@ func (pl *pool) failed(ctx context.Context, err error) bool {
 			close(w.got)
 		}
 	}
-	return pl.waiters.Len() == 0
+	if pl.waiters.Len() > 0 && ctx.Err() == nil {
+		return false
+	}
+	pl.dialing--
+	return true
 }
 
 // passOn makes the server's refusal the client's.

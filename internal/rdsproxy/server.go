@@ -34,6 +34,7 @@ type serverConn struct {
 	in     *frameReader
 	out    []byte   // for the client
 	outFor *session // whom out is for
+	whole  bool     // out ends with a message
 
 	mu        sync.Mutex // guards what follows; taken after session.writing and pool.mu
 	answer    sync.Cond  // signaled when the server has answered, or dead is set
@@ -52,6 +53,7 @@ type serverConn struct {
 	fed       bool             // the client sent data after what may have begun a COPY
 	unflushed bool             // client is writing
 	uncertain bool             // owed is not known any more: client keeps it
+	retired   bool             // the next to have it is nobody
 	dead      bool             // done, or soon
 }
 
@@ -132,14 +134,18 @@ func (sc *serverConn) forward(ctx context.Context) error {
 	}
 	sc.mu.Lock()
 	s := sc.client
-	quiet, err := sc.answered(typ)
+	completed, err := sc.answered(typ)
+	late := completed.late(s)
 	sc.answer.Signal()
 	sc.mu.Unlock()
 	if err != nil {
 		sc.outOfStep(ctx, typ)
 		return err
 	}
-	if quiet {
+	if late != nil {
+		s.find(false, "unnamed statement of an earlier transaction", parseText(late.parse))
+	}
+	if completed.quiet {
 		s = nil
 	}
 	return sc.in.stream(n, func(piece []byte, last bool) { sc.send(s, piece, last) })
@@ -151,30 +157,29 @@ func (sc *serverConn) send(s *session, piece []byte, last bool) {
 	if s == nil {
 		return
 	}
-	sc.outFor = s
+	sc.outFor, sc.whole = s, last
 	sc.out = append(sc.out, piece...)
 	if len(sc.out) >= serverBuffer {
 		s.writing.Lock()
 		defer s.writing.Unlock()
-		sc.deliver(s, last)
+		sc.deliver(s)
 	}
 }
 
-// flush writes what is buffered, which ends with a whole message or is in one that
-// continues.
+// flush writes what is buffered.
 func (sc *serverConn) flush() error {
 	if s := sc.outFor; s != nil && len(sc.out) > 0 {
 		s.writing.Lock()
 		defer s.writing.Unlock()
-		sc.deliver(s, true)
+		sc.deliver(s)
 	}
 	return nil
 }
 
 // deliver writes the buffer to the client, which is dropped if it does not take it.
 // The caller holds the client's writing.
-func (sc *serverConn) deliver(s *session, whole bool) {
-	err := s.write(sc.out, whole)
+func (sc *serverConn) deliver(s *session) {
+	err := s.write(sc.out, sc.whole)
 	sc.out, sc.outFor = sc.out[:0], nil
 	if err == nil {
 		return
@@ -216,26 +221,29 @@ func (sc *serverConn) readyForQuery(n int) error {
 		sc.mu.Unlock()
 		return nil
 	}
-	quiet, err := sc.answered('Z')
+	completed, err := sc.answered('Z')
 	if err != nil {
 		sc.mu.Unlock()
 		return err
 	}
 	sc.answer.Signal()
 	sc.tx = m.TxStatus
+	if sc.tx == 'I' && !completed.quiet {
+		s.transactions++
+	}
 	free := sc.free()
 	if free {
 		sc.client = nil
 	}
 	last := sc.owed.len() == 0
 	sc.mu.Unlock()
-	if !quiet {
+	if !completed.quiet {
 		s.answered()
 		sc.out = append(sc.out, frame...)
-		sc.outFor = s
+		sc.outFor, sc.whole = s, true
 	}
 	if last && len(sc.out) > 0 {
-		sc.deliver(s, true)
+		sc.deliver(s)
 	}
 	if free {
 		sc.pool.put(sc)
@@ -260,9 +268,19 @@ func (sc *serverConn) errorResponse(ctx context.Context, n int) error {
 	}
 	sc.mu.Lock()
 	s := sc.client
+	uncertain := sc.uncertain
 	quiet := sc.failed()
+	lost := sc.uncertain && !uncertain
+	switch m.Code {
+	case "26000", "42P05":
+		// The names are not what was thought: SQL may have changed them unseen.
+		sc.retired = true
+	}
 	sc.answer.Signal()
 	sc.mu.Unlock()
+	if lost && s != nil {
+		s.find(true, lostCopy, "")
+	}
 	if m.SeverityUnlocalized == "FATAL" || m.SeverityUnlocalized == "PANIC" {
 		sc.pool.p.cfg.Log.InfoContext(ctx, "server ends a connection", "pid", sc.pid, "database", sc.pool.key.database, "code", m.Code, "message", m.Message)
 		if s != nil {

@@ -42,14 +42,15 @@ type session struct {
 
 	server   *serverConn // what was borrowed last; serverConn.client tells whether it still is
 	toServer []byte      // what was not written to it yet
-	borrows  int         // how often a connection was borrowed
 	mayCopy  bool        // a COPY from the client may begin before the next Sync
 	started  time.Time   // when the message that is arriving began to
 
-	// What the client's names of prepared statements stand for, and the size of the
-	// messages. Guarded by the mutex of the server connection while there is one.
-	view     map[string]*stmt
-	viewSize int
+	// What the client's names of prepared statements stand for, the size of the
+	// messages, and how many transactions have ended. Guarded by the mutex of the
+	// server connection while there is one.
+	view         map[string]*stmt
+	viewSize     int
+	transactions int
 
 	gone atomic.Bool  // the server connection was lost
 	told atomic.Bool  // the client has got a FATAL
@@ -300,8 +301,6 @@ type message struct {
 	// The prepared statement that it is about, if it is about one.
 	onStatement bool
 	name        string
-
-	late *stmt // the unnamed one of an earlier transaction
 }
 
 // message handles one message of the client.
@@ -374,6 +373,10 @@ func (s *session) inspect(text string) (pins bool) {
 	findings, err := pinning.Inspect(text)
 	if err != nil {
 		s.p.counters.unparsed.Add(1)
+		if len(findings) == 0 {
+			// The server may read it all the same, as its settings and version have it.
+			s.find(false, "text outside PostgreSQL's grammar", text)
+		}
 	}
 	for _, f := range findings {
 		s.find(f.Pins, f.Construct, text)

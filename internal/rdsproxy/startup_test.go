@@ -47,7 +47,7 @@ func (w *wire) scram(password string) byte {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.read('R', 1)
+	w.answer('R', 1)
 	w.send(&pgproto3.SASLInitialResponse{AuthMechanism: mechanism, Data: []byte(first)})
 	_, n, err := w.in.header()
 	if err != nil {

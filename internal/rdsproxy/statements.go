@@ -13,8 +13,8 @@ const maxOwned = 1000
 // A stmt is a prepared statement of one client. Two of them are never the same,
 // even if their texts are: what the server made of a text depends on when it did.
 type stmt struct {
-	parse  []byte // the message
-	borrow int    // which of its client's borrowings it was parsed in
+	parse       []byte // the message
+	transaction int    // how many transactions of its client had ended when the server parsed it
 }
 
 // name makes a name stand for st, or for nothing if st is nil, in the eyes of the
@@ -50,6 +50,9 @@ func (sc *serverConn) assign(s *session, kind byte, name string, st *stmt) {
 	a := answer{kind: kind, changes: true, name: name, oldView: s.view[name], oldOwned: sc.owned[name]}
 	if st != nil {
 		a.size = len(st.parse)
+		if name == "" {
+			a.unnamed = st
+		}
 	}
 	sc.owe(a)
 	s.name(name, st)
@@ -121,9 +124,10 @@ func (sc *serverConn) discard(name string, b []byte) []byte {
 	return b
 }
 
-// room closes a statement of another client, or else any, if there are too many.
+// room closes a statement of another client, or else any, if there are too many. One
+// that is adopted holds its client's only, whose they are to close.
 func (sc *serverConn) room(s *session, except string, b []byte) []byte {
-	if sc.skipping || sc.uncertain || len(sc.owned) < maxOwned {
+	if sc.skipping || sc.uncertain || sc.adopted || len(sc.owned) < maxOwned {
 		return b
 	}
 	victim, found := "", false

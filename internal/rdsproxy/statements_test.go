@@ -16,14 +16,14 @@ func TestStatementsOnTheServerAreBounded(t *testing.T) {
 	p := startProxy(t, Config{PoolSize: 1})
 	w, other := p.wire(t), p.wire(t)
 	other.send(prep("s1", "SELECT 'other'"), syncMsg)
-	other.read('Z', 1)
+	other.answer('Z', 1)
 	for from := 0; from < n; from += 100 {
 		var flight []pgproto3.FrontendMessage
 		for i := from; i < from+100; i++ {
 			flight = append(flight, prep(fmt.Sprintf("s%d", i), fmt.Sprintf("SELECT 'number %d'", i)))
 		}
 		w.send(append(flight, syncMsg)...)
-		w.read('Z', 1)
+		w.answer('Z', 1)
 	}
 	var held int
 	if _, err := fmt.Sscanf(other.sql("SELECT count(*) FROM pg_prepared_statements")[1], `D "\x00\x01\x00\x00\x00\x04%d"`, &held); err != nil || held > maxOwned {
@@ -31,12 +31,12 @@ func TestStatementsOnTheServerAreBounded(t *testing.T) {
 	}
 	for i := range n {
 		w.send(bind(fmt.Sprintf("s%d", i)), do(), syncMsg)
-		if got := strings.Join(w.read('Z', 1), " "); !strings.Contains(got, fmt.Sprintf("number %d\"", i)) {
+		if got := strings.Join(w.answer('Z', 1), " "); !strings.Contains(got, fmt.Sprintf("number %d\"", i)) {
 			t.Fatalf("statement %d: got %s", i, got)
 		}
 	}
 	other.send(bind("s1"), do(), syncMsg)
-	if got := strings.Join(other.read('Z', 1), " "); !strings.Contains(got, "other") {
+	if got := strings.Join(other.answer('Z', 1), " "); !strings.Contains(got, "other") {
 		t.Errorf("the other client's statement: got %s", got)
 	}
 }
@@ -54,14 +54,14 @@ func TestConnectionStaysUntilTheSyncAfterCopy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, other := p.wire(t), p.wire(t)
 			w.send(begin...)
-			w.read('G', 1)
+			w.answer('G', 1)
 			w.send(data("1\n"), done, flushMsg)
-			w.read('C', 1)
+			w.answer('C', 1)
 			other.send(&pgproto3.Query{String: "SELECT 'rows ' || count(*) FROM strict WHERE id = 1"})
 			p.waitQueued(t, 1)
 			w.send(syncMsg)
-			w.read('Z', 1)
-			if got := strings.Join(other.read('Z', 1), " "); !strings.Contains(got, "rows 1") {
+			w.answer('Z', 1)
+			if got := strings.Join(other.answer('Z', 1), " "); !strings.Contains(got, "rows 1") {
 				t.Errorf("the other client got %s", got)
 			}
 			query(t, p.direct(t), "TRUNCATE strict")
@@ -93,8 +93,8 @@ func TestConnectionStaysWhileAnythingIsOpen(t *testing.T) {
 			other.send(&pgproto3.Query{String: "SELECT 1"})
 			p.waitQueued(t, 1)
 			w.send(test.close...)
-			w.read('Z', 1)
-			other.read('Z', 1)
+			w.answer('Z', 1)
+			other.answer('Z', 1)
 		})
 	}
 }

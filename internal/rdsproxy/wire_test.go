@@ -1,11 +1,11 @@
 package rdsproxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -91,15 +91,25 @@ func (w *wire) frame() (typ byte, text string, err error) {
 	return typ, fmt.Sprintf("%c %q", typ, b[headerSize:]), nil
 }
 
-// read reads up to and including the nth message of a type, or the end.
+// patience gives what is read next the time that a test waits for anything.
+func (w *wire) patience() {
+	w.t.Helper()
+	if err := w.conn.SetReadDeadline(time.Now().Add(testTimeout)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// read reads up to and including the nth message of a type, or to the end, which it
+// shows as a message of its own.
 func (w *wire) read(until byte, n int) []string {
 	w.t.Helper()
+	w.patience()
 	var frames []string
 	for n > 0 {
 		typ, text, err := w.frame()
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
-			return append(frames, "end")
+			return append(frames, ended)
 		case err != nil:
 			w.t.Fatalf("after %d messages: %v", len(frames), err)
 		}
@@ -111,9 +121,23 @@ func (w *wire) read(until byte, n int) []string {
 	return frames
 }
 
+// ended stands for the end of a connection among its messages.
+const ended = "end"
+
+// answer reads up to and including the nth message of a type, which must come.
+func (w *wire) answer(until byte, n int) []string {
+	w.t.Helper()
+	frames := w.read(until, n)
+	if last := len(frames) - 1; frames[last] == ended {
+		w.t.Fatalf("connection ended before the %c message: %.1000q", until, frames[max(0, last-5):])
+	}
+	return frames
+}
+
 // wantFatal reads to the end, which must come after a FATAL with this code.
 func (w *wire) wantFatal(code string) pgproto3.ErrorResponse {
 	w.t.Helper()
+	w.patience()
 	var got pgproto3.ErrorResponse
 	for {
 		typ, n, err := w.in.header()
@@ -138,14 +162,36 @@ func (w *wire) wantFatal(code string) pgproto3.ErrorResponse {
 // wantEnd reads to the end.
 func (w *wire) wantEnd() {
 	w.t.Helper()
-	if _, err := io.Copy(io.Discard, w.conn); errors.Is(err, context.DeadlineExceeded) {
+	w.patience()
+	if _, err := io.Copy(io.Discard, w.conn); errors.Is(err, os.ErrDeadlineExceeded) {
 		w.t.Fatalf("connection is still open")
 	}
 }
 
-// sql runs a simple query and returns its answer.
+// wantSilence reads for a while, in which neither a byte nor the end may come.
+func (w *wire) wantSilence(d time.Duration) {
+	w.t.Helper()
+	if err := w.conn.SetReadDeadline(time.Now().Add(d)); err != nil {
+		w.t.Fatal(err)
+	}
+	var b [1]byte
+	if n, err := w.conn.Read(b[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+		w.t.Fatalf("got %q (%v), want nothing", b[:n], err)
+	}
+}
+
+// sql runs a simple query and returns its answer, up to ReadyForQuery.
 func (w *wire) sql(text string) []string {
 	w.t.Helper()
 	w.send(&pgproto3.Query{String: text})
-	return w.read('Z', 1)
+	return w.answer('Z', 1)
+}
+
+// wantOne runs a query of one row, which must succeed outside of a transaction.
+func (w *wire) wantOne(text string) {
+	w.t.Helper()
+	got := w.sql(text)
+	if len(got) != 4 || got[0][0] != 'T' || got[1][0] != 'D' || got[2][0] != 'C' || got[3] != `Z "I"` {
+		w.t.Fatalf("%s: got %q, want one row", text, got)
+	}
 }
