@@ -29,7 +29,9 @@ func openWire(t testing.TB, url string) *wire {
 		t.Fatal(err)
 	}
 	cfg.RuntimeParams = map[string]string{"client_encoding": "UTF8"}
+	var in io.Reader
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		in = r // not the connection: after a slow write pgconn reads from it ahead
 		return pgproto3.NewFrontend(&boundedReader{r: r}, w)
 	}
 	pg, err := pgconn.ConnectConfig(deadline(t), cfg)
@@ -40,7 +42,7 @@ func openWire(t testing.TB, url string) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{t: t, conn: h.Conn, in: &frameReader{r: h.Conn, start: 4096, keep: 4096}}
+	w := &wire{t: t, conn: h.Conn, in: &frameReader{r: in, start: 4096, keep: 4096}}
 	t.Cleanup(func() { _ = w.conn.Close() })
 	return w
 }
@@ -163,7 +165,7 @@ func (w *wire) wantFatal(code string) pgproto3.ErrorResponse {
 func (w *wire) wantEnd() {
 	w.t.Helper()
 	w.patience()
-	if _, err := io.Copy(io.Discard, w.conn); errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := io.Copy(io.Discard, w.in.r); errors.Is(err, os.ErrDeadlineExceeded) {
 		w.t.Fatalf("connection is still open")
 	}
 }
@@ -175,7 +177,7 @@ func (w *wire) wantSilence(d time.Duration) {
 		w.t.Fatal(err)
 	}
 	var b [1]byte
-	if n, err := w.conn.Read(b[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if n, err := w.in.r.Read(b[:]); !errors.Is(err, os.ErrDeadlineExceeded) {
 		w.t.Fatalf("got %q (%v), want nothing", b[:n], err)
 	}
 }
