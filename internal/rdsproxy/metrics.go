@@ -76,7 +76,6 @@ type counters struct {
 	clientsTLS, clientsNoTLS                                                     atomic.Int64
 	dials, dialsTLS, dialsFailed, dialsSucceeded                                 atomic.Int64
 	queriesTLS, queriesNoTLS                                                     atomic.Int64
-	unparsed                                                                     atomic.Int64
 	borrow, response, database                                                   average
 }
 
@@ -138,10 +137,6 @@ func (p *Proxy) Metrics() Metrics {
 	}
 	return m
 }
-
-// UnparsedTexts counts the texts that package pinning could not read. Each is a
-// finding, too.
-func (p *Proxy) UnparsedTexts() int64 { return p.counters.unparsed.Load() }
 
 // serverConns returns all server connections.
 func (p *Proxy) serverConns() []*serverConn {

@@ -371,12 +371,9 @@ func (s *session) countQuery() {
 // inspect records what a text holds, and tells whether it pins.
 func (s *session) inspect(text string) (pins bool) {
 	findings, err := pinning.Inspect(text)
-	if err != nil {
-		s.p.counters.unparsed.Add(1)
-		if len(findings) == 0 {
-			// The server may read it all the same, as its settings and version have it.
-			s.find(false, "text outside PostgreSQL's grammar", text)
-		}
+	if err != nil && len(findings) == 0 {
+		// The server may read it all the same, as its settings and version have it.
+		s.find(false, "text outside PostgreSQL's grammar", text)
 	}
 	for _, f := range findings {
 		s.find(f.Pins, f.Construct, text)

@@ -117,11 +117,11 @@ func TestRowsAreNeverInterrupted(t *testing.T) {
 		w := p.wire(t)
 		w.send(&pgproto3.Query{String: fmt.Sprintf("SELECT repeat('x', %d) FROM generate_series(1, 5)", size)})
 		stream := make([]byte, size/4)
-		if _, err := io.ReadFull(w.conn, stream); err != nil {
+		if _, err := io.ReadFull(w.in.r, stream); err != nil {
 			t.Fatal(err)
 		}
 		w.write([]byte("!what is this?"))
-		rest, _ := io.ReadAll(w.conn) // it may end by a reset
+		rest, _ := io.ReadAll(w.in.r) // it may end by a reset
 		stream = slices.Concat(stream, rest)
 		for len(stream) >= headerSize {
 			n := min(1+int(binary.BigEndian.Uint32(stream[1:])), len(stream))
