@@ -205,15 +205,28 @@ func TestHiddenCommandsBreakStatementsOnce(t *testing.T) {
 	}
 }
 
-// TestConnectionWithUncertainAnswersCountsAsPinned has a COPY fail by its data.
+// TestConnectionWithUncertainAnswersCountsAsPinned has a COPY fail by its data, and not
+// before all that follows the data was forwarded.
 func TestConnectionWithUncertainAnswersCountsAsPinned(t *testing.T) {
 	t.Parallel()
 	p := startProxy(t, Config{PoolSize: 1})
-	query(t, p.direct(t), corpusSchema)
+	holder := p.direct(t)
+	query(t, holder, corpusSchema+`
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN LOCK TABLE things IN ACCESS SHARE MODE; RAISE EXCEPTION 'refused'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON strict FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	query(t, holder, "BEGIN; LOCK TABLE things")
 	w := p.wire(t)
 	w.send(&pgproto3.Query{String: "COPY strict FROM STDIN"})
 	w.read('G', 1)
-	w.send(data("no number\n"), syncMsg, done)
+	w.send(data("1\n"), syncMsg, done)
+	for deadline := time.Now().Add(time.Minute); !p.dataEnded(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the end of the data was not forwarded")
+		}
+		query(t, holder, "SELECT pg_sleep(0.005)")
+	}
+	query(t, holder, "COMMIT")
 	w.read('Z', 1)
 	if diff := cmp.Diff([]string{lostCopy + " true"}, p.constructs()); diff != "" {
 		t.Errorf("findings (-want +got):\n%s", diff)
@@ -221,6 +234,26 @@ func TestConnectionWithUncertainAnswersCountsAsPinned(t *testing.T) {
 	if n := p.Metrics().DatabaseConnectionsCurrentlySessionPinned; n != 1 {
 		t.Errorf("%d sessions are pinned", n)
 	}
+}
+
+// dataEnded tells whether the end of a COPY's data was forwarded and not yet answered.
+func (p *testProxy) dataEnded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pl := range p.pools {
+		pl.mu.Lock()
+		for sc := range pl.all {
+			sc.mu.Lock()
+			ended := slices.ContainsFunc(sc.owed.waiting(), func(a answer) bool { return a.kind == endOfData })
+			sc.mu.Unlock()
+			if ended {
+				pl.mu.Unlock()
+				return true
+			}
+		}
+		pl.mu.Unlock()
+	}
+	return false
 }
 
 func TestStatementsOfAPinnedClientAreAllKept(t *testing.T) {
