@@ -2,10 +2,12 @@ package tasking
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -18,6 +20,7 @@ import (
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/textwire"
 )
 
 // codeParentLost is what the database raises when a task that is not held any more dispatches.
@@ -91,7 +94,7 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	d := out[0]
 	switch {
 	case ours:
-		return c.runImmediate(ctx, by, p, d)
+		return c.runImmediate(ctx, sending, by, p, d)
 	case d.State == Canceled && r.NotDeferred:
 		d.Error = &Error{Reason: ReasonBusy}
 	default:
@@ -113,7 +116,7 @@ func (c *Client) DispatchTx(ctx context.Context, tx pgx.Tx, rs ...Request) ([]Di
 	if err != nil {
 		return nil, err
 	}
-	rows, err := c.q.TaskDispatch(ctx, tx, p)
+	rows, err := c.q.TaskDispatch(ctx, textwire.Over(tx), p)
 	if err != nil {
 		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), explainDispatch(err))
 	}
@@ -162,9 +165,9 @@ func (c *Client) prepareMany(by caller, rs []Request) (db.TaskDispatchParams, er
 // gave the one task to this process, to run it at once. The first send goes by conn, if there is one.
 func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pgxpool.Conn, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
 	out, err = sendFor(ctx, limit, "send", func(ctx context.Context) ([]Dispatched, error) {
-		via := db.DBTX(c.db)
+		via := textwire.Over(c.db)
 		if conn != nil {
-			via = conn
+			via = textwire.Over(conn)
 			defer func() { conn.Release(); conn = nil }()
 		}
 		rows, err := c.q.TaskDispatch(ctx, via, p)
@@ -208,34 +211,41 @@ func explainDispatch(err error) error {
 	return err
 }
 
+// busyError is the error of a task that had to run at once and could not, as the database stores it.
+const busyError = `{"reason": "` + ReasonBusy + `"}`
+
 func dispatched(p db.TaskDispatchParams, rows []db.TaskDispatchRow) []Dispatched {
 	out := make([]Dispatched, len(p.IDs))
-	at := make(map[[16]byte]int, len(p.IDs))
-	for i, id := range p.IDs {
-		at[id.Bytes] = i
-	}
-	for _, r := range rows {
-		out[at[r.ID.Bytes]] = Dispatched{ID: r.ID.Bytes, State: State(r.State), CreatedAt: r.CreatedAt.Time.UTC()}
+	// As a rule the rows come in the order of the tasks.
+	var at map[[16]byte]int
+	for i, r := range rows {
+		if i >= len(p.IDs) || r.ID.Bytes != p.IDs[i].Bytes {
+			if at == nil {
+				at = make(map[[16]byte]int, len(p.IDs))
+				for i, id := range p.IDs {
+					at[id.Bytes] = i
+				}
+			}
+			i = at[r.ID.Bytes]
+		}
+		out[i] = Dispatched{ID: r.ID.Bytes, State: State(r.State), CreatedAt: r.CreatedAt.Time.UTC()}
 	}
 	return out
 }
 
 // prepare validates requests and lays them out as the arrays of one statement.
 func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error) {
-	busy, err := json.Marshal(Error{Reason: ReasonBusy})
-	if err != nil {
-		return db.TaskDispatchParams{}, err
-	}
 	n := len(rs)
 	p := db.TaskDispatchParams{
-		Domain: Domain, Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), ParentAttempt: int32(by.attempt), Busy: string(busy), RunHere: by.holder != nil,
+		Domain: Domain, Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), ParentAttempt: int32(by.attempt), Busy: busyError, RunHere: by.holder != nil,
 		IDs: make([]pgtype.UUID, 0, n), Kinds: make([]int32, 0, n), Arguments: make([]string, 0, n),
 		Cids: make([]string, 0, n), Groups: make([]pgtype.UUID, 0, n), Priorities: make([]int32, 0, n),
 		Immediates: make([]bool, 0, n), Deferreds: make([]bool, 0, n), NotBefores: make([]pgtype.Timestamptz, 0, n),
 		Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
 	}
-	kinds := map[string]int32{}
-	for i, r := range rs {
+	var kinds kinds
+	for i := range rs {
+		r := &rs[i]
 		e, ok := c.cfg.Registry.types[r.Name]
 		if !ok {
 			return p, fmt.Errorf("dispatch %q: %w; known are: %s", r.Name, ErrUnknownType, strings.Join(c.cfg.Registry.Names(), ", "))
@@ -254,26 +264,16 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 		if r.Versions != nil {
 			versions = r.Versions
 		}
-		needs := []byte("{}")
-		if len(versions) > 0 {
-			if needs, err = json.Marshal(versions); err != nil {
-				return p, fmt.Errorf("dispatch %s: versions: %w", r.Name, err)
-			}
-		}
-		key := r.Name + " " + string(needs)
-		if _, known := kinds[key]; !known {
-			p.KindNames = append(p.KindNames, r.Name)
-			p.KindVersions = append(p.KindVersions, string(needs))
-			p.KindAttempts = append(p.KindAttempts, int32(e.cfg.MaxAttempts))
-			p.KindBackoffs = append(p.KindBackoffs, fmt.Sprintf("%.6f seconds", e.cfg.Backoff.Seconds()))
-			kinds[key] = int32(len(p.KindNames))
+		kind, err := kinds.of(&p, r.Name, versions, e.cfg)
+		if err != nil {
+			return p, fmt.Errorf("dispatch %s: versions: %w", r.Name, err)
 		}
 		id, err := uuid.NewV7()
 		if err != nil {
 			return p, fmt.Errorf("dispatch %s: %w", r.Name, err)
 		}
 		p.IDs = append(p.IDs, pgUUID(id))
-		p.Kinds = append(p.Kinds, kinds[key])
+		p.Kinds = append(p.Kinds, kind)
 		p.Arguments = append(p.Arguments, string(args))
 		p.Cids = append(p.Cids, correlationID(r.CorrelationID, by.correlationID))
 		group := r.Group
@@ -303,11 +303,56 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 	return p, nil
 }
 
+// kinds numbers the kinds of the tasks of one dispatch, from 1.
+type kinds struct {
+	numbers map[[2]string]int32 // if there are several
+	// last was asked for last, with no versions; its number is 0 if there were some.
+	last       string
+	lastNumber int32
+}
+
+// of answers the number of a kind; a new one is added to p.
+func (k *kinds) of(p *db.TaskDispatchParams, name string, versions map[string]string, cfg TypeConfig) (int32, error) {
+	if len(versions) == 0 && k.lastNumber != 0 && k.last == name {
+		return k.lastNumber, nil
+	}
+	needs := "{}"
+	if len(versions) > 0 {
+		raw, err := json.Marshal(versions)
+		if err != nil {
+			return 0, err
+		}
+		needs = string(raw)
+	}
+	number := k.numbers[[2]string{name, needs}]
+	if len(p.KindNames) == 1 && p.KindNames[0] == name && p.KindVersions[0] == needs {
+		number = 1
+	}
+	if number == 0 {
+		p.KindNames = append(p.KindNames, name)
+		p.KindVersions = append(p.KindVersions, needs)
+		p.KindAttempts = append(p.KindAttempts, int32(cfg.MaxAttempts))
+		p.KindBackoffs = append(p.KindBackoffs, strconv.FormatInt(cfg.Backoff.Microseconds(), 10)+" microseconds")
+		number = int32(len(p.KindNames))
+		if number == 2 {
+			k.numbers = map[[2]string]int32{{p.KindNames[0], p.KindVersions[0]}: 1}
+		}
+		if number > 1 {
+			k.numbers[[2]string{name, needs}] = number
+		}
+	}
+	if len(versions) == 0 {
+		k.last, k.lastNumber = name, number
+	}
+	return number, nil
+}
+
 func correlationID(choices ...string) string {
 	if i := slices.IndexFunc(choices, func(s string) bool { return s != "" }); i >= 0 {
 		return choices[i]
 	}
-	return strings.ReplaceAll(uuid.NewString(), "-", "")
+	id := uuid.New()
+	return hex.EncodeToString(id[:])
 }
 
 func encodeArgs(args any) (json.RawMessage, error) {

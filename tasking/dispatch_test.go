@@ -45,6 +45,48 @@ func TestDispatchManyKeepsItsOrder(t *testing.T) {
 	}
 }
 
+func TestDispatchManyTellsKindsApart(t *testing.T) {
+	t.Parallel()
+	versioned := tasking.NewType[any, any]("test.versioned", nil, tasking.TypeConfig{Versions: map[string]string{"core": "3"}})
+	h := newHarness(t, versioned)
+	of := func(typ *tasking.Type[any, any], versions map[string]string) tasking.Request {
+		return typ.Request(nil, tasking.Options{Versions: versions})
+	}
+	requests := []tasking.Request{
+		of(versioned, nil), of(versioned, nil), of(plain, nil), of(plain, nil), of(retried, nil),
+		of(versioned, map[string]string{}), of(plain, nil), of(plain, map[string]string{"core": "3"}), of(plain, nil),
+		of(versioned, map[string]string{"core": "4"}), of(versioned, nil), of(plain, map[string]string{"core": "3"}), of(retried, nil),
+	}
+	for _, requests := range [][]tasking.Request{requests, requests[:2], requests[3:5]} {
+		ds, err := h.c.DispatchMany(t.Context(), requests)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, d := range ds {
+			r := requests[i]
+			versions := r.Versions
+			if versions == nil {
+				versions = map[string]string{}
+				if r.Name == versioned.Name() {
+					versions["core"] = "3"
+				}
+			}
+			attempts := 1
+			if r.Name == retried.Name() {
+				attempts = 3
+			}
+			task := h.get(d.ID)
+			if task.Name != r.Name || task.MaxAttempts != attempts || !cmp.Equal(task.Versions, versions) {
+				t.Errorf("%d is a %s of %d attempts that needs %v, not a %s of %d that needs %v",
+					i, task.Name, task.MaxAttempts, task.Versions, r.Name, attempts, versions)
+			}
+		}
+	}
+	if backoff := one[string](h, "SELECT backoff::text FROM task_kind WHERE name = $1", retried.Name()); backoff != "00:01:00" {
+		t.Errorf("the backoff is %s", backoff)
+	}
+}
+
 func TestDispatchManyOfNothingIsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

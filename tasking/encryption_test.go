@@ -69,8 +69,10 @@ func TestArgumentsThatLookEncryptedCannotBePassedOff(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, told)
 	lookalike := json.RawMessage(`{"$encrypted":"gAAAA"}`)
-	if _, err := h.c.Dispatch(t.Context(), told.Request(lookalike, tasking.Options{})); !errors.Is(err, tasking.ErrInvalid) {
-		t.Errorf("without a key: %v", err)
+	for _, args := range []json.RawMessage{lookalike, json.RawMessage(` { "\u0024\u0065ncrypted" : "gAAAA" } `)} {
+		if _, err := h.c.Dispatch(t.Context(), told.Request(args, tasking.Options{})); !errors.Is(err, tasking.ErrInvalid) {
+			t.Errorf("without a key, %s: %v", args, err)
+		}
 	}
 	// With a key they are encrypted like any other, and come out as they went in.
 	c := h.client(h.Pool, tasking.Config{Keys: []string{key('a')}}, told)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/textwire"
 )
 
 // Why the context of a task ended before its function did; see context.Cause.
@@ -57,18 +58,13 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan stru
 		ctx, cancel = context.WithTimeoutCause(ctx, ImmediateTimeout, ErrTimedOut)
 		defer cancel()
 	}
-	run := &Run{Claim: claim, client: c, holder: holder, lost: lost, Log: c.cfg.Log.With(
-		slog.String("task_name", claim.Name), slog.String("task", claim.ID.String()), slog.String("correlation_id", claim.CorrelationID))}
+	run := &Run{Claim: claim, client: c, holder: holder, lost: lost}
+	run.Log = slog.New((*runHandler)(run))
 
 	out := c.call(ctx, e, run)
 
-	// Whatever ended ctx, what was done is still worth saving.
-	last, cancel := whileHeld(ctx, lost)
-	defer cancel()
-	last, done := context.WithTimeout(last, statementTimeout)
-	defer done()
-	if err := run.flush(last); err != nil {
-		run.Log.Warn("save last progress failed", "err", err)
+	if run.unsaved() {
+		c.saveLast(ctx, run)
 	}
 	if out.State == Completed {
 		return out
@@ -83,6 +79,17 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan stru
 		out.Error = &Error{Reason: ReasonShutdown}
 	}
 	return out
+}
+
+// saveLast saves what throttling held back: whatever has ended ctx, it is still worth it.
+func (c *Client) saveLast(ctx context.Context, run *Run) {
+	last, cancel := whileHeld(ctx, run.lost)
+	defer cancel()
+	last, done := context.WithTimeout(last, statementTimeout)
+	defer done()
+	if err := run.flush(last); err != nil {
+		run.Log.Warn("save last progress failed", "err", err)
+	}
 }
 
 func (c *Client) call(ctx context.Context, e entry, run *Run) (out Outcome) {
@@ -131,16 +138,15 @@ func traceback(err error) string {
 // runImmediate runs a task that dispatch has given to this process, and records how it ended, however
 // long the database is away, as long as the lease lasts. If the lease ends or the process dies, the
 // task stays running until its app status is swept, and then fails.
-func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchParams, d Dispatched) (Dispatched, error) {
+//
+// held is what whileHeld makes of ctx: the end is recorded even if the caller has gone away.
+func (c *Client) runImmediate(ctx, held context.Context, by caller, p db.TaskDispatchParams, d Dispatched) (Dispatched, error) {
 	claim := Claim{
 		ID: d.ID, Attempt: 1, Name: p.KindNames[0], Args: json.RawMessage(p.Arguments[0]), CorrelationID: p.Cids[0],
 		Group: uuidPtr(p.Groups[0]), Parent: by.parent, Immediate: true, Reserved: p.Resources, CreatedAt: d.CreatedAt,
 	}
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	// The end is recorded even if the caller has gone away.
-	held, cancel := whileHeld(ctx, by.lost)
-	defer cancel()
 	defer context.AfterFunc(held, func() { stop(ErrLeaseLost) })()
 	out := c.Execute(running, *by.holder, by.lost, claim)
 	ends, err := c.finish(held, *by.holder, claim, out)
@@ -162,6 +168,9 @@ func (c *Client) runImmediate(ctx context.Context, by caller, p db.TaskDispatchP
 // the process does.
 func whileHeld(ctx context.Context, lost <-chan struct{}) (context.Context, context.CancelFunc) {
 	held, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if lost == nil {
+		return held, cancel
+	}
 	go func() {
 		select {
 		case <-lost:
@@ -179,7 +188,7 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 		return "", err
 	}
 	rows, err := sendFor(ctx, 0, "send", func(ctx context.Context) ([]db.TaskTurnRow, error) {
-		return c.q.TaskTurn(ctx, c.db, db.TaskTurnParams{
+		return c.q.TaskTurn(ctx, textwire.Over(c.db), db.TaskTurnParams{
 			Worker: pgUUID(holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 			IDs: []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
 			Results: []string{string(out.Result)}, Errors: []string{failed},

@@ -1,6 +1,7 @@
 package tasking
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,6 +59,9 @@ func (k keyring) open(args json.RawMessage) (json.RawMessage, error) {
 }
 
 func asSealed(args json.RawMessage) (string, bool) {
+	if !bytes.ContainsAny(args, `$\`) { // nor can it be escaped
+		return "", false
+	}
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(args, &fields) != nil || len(fields) != 1 {
 		return "", false

@@ -92,10 +92,14 @@ func (t *Type[A, R]) entry() entry {
 	if t.fn == nil {
 		return e
 	}
+	// A JSON null leaves a value as it is, unless it decodes itself.
+	_, decodes := any(new(A)).(json.Unmarshaler)
 	e.run = func(ctx context.Context, run *Run, raw json.RawMessage) (json.RawMessage, error) {
 		var args A
-		if err := json.Unmarshal(raw, &args); err != nil {
-			return nil, fmt.Errorf("decode arguments: %w", err)
+		if decodes || string(raw) != "null" {
+			if err := json.Unmarshal(raw, &args); err != nil {
+				return nil, fmt.Errorf("decode arguments: %w", err)
+			}
 		}
 		result, err := t.fn(ctx, run, args)
 		if err != nil {

@@ -67,7 +67,10 @@ type reservation struct {
 }
 
 // reservations returns each resource once, exclusive ones first, in the order given.
-func (o Options) reservations() []reservation {
+func (o *Options) reservations() []reservation {
+	if len(o.Exclusive)+len(o.Shared) == 0 {
+		return nil
+	}
 	var out []reservation
 	seen := make(map[string]bool, len(o.Exclusive)+len(o.Shared))
 	for _, mode := range []struct {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,7 +47,39 @@ type Run struct {
 	mu      sync.Mutex
 	reports []*Progress
 	created int32
+
+	described sync.Once
+	describes slog.Handler // the client's, with the task's attributes
 }
+
+// runHandler is the handler of a Run's Log. Most tasks log nothing, so it makes the task's attributes when
+// the first record comes.
+type runHandler Run
+
+func (h *runHandler) handler() slog.Handler {
+	h.described.Do(func() {
+		h.describes = h.client.cfg.Log.Handler().WithAttrs([]slog.Attr{
+			slog.String("task_name", h.Name), slog.String("task", h.ID.String()), slog.String("correlation_id", h.CorrelationID),
+		})
+	})
+	return h.describes
+}
+
+// Enabled asks the client's handler.
+func (h *runHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return h.client.cfg.Log.Enabled(ctx, level)
+}
+
+// Handle passes the record on with the task's attributes.
+func (h *runHandler) Handle(ctx context.Context, r slog.Record) error {
+	return h.handler().Handle(ctx, r)
+}
+
+// WithAttrs returns a handler that adds these to the task's attributes.
+func (h *runHandler) WithAttrs(attrs []slog.Attr) slog.Handler { return h.handler().WithAttrs(attrs) }
+
+// WithGroup returns a handler that opens a group after the task's attributes.
+func (h *runHandler) WithGroup(name string) slog.Handler { return h.handler().WithGroup(name) }
 
 // Dispatch hands out a child task: this task is its parent; group and correlation id are inherited.
 func (r *Run) Dispatch(ctx context.Context, req Request) (Dispatched, error) {
@@ -158,6 +191,18 @@ func (p *Progress) save(ctx context.Context) error {
 	}
 	p.saved, p.dirty = time.Now(), false
 	return nil
+}
+
+// unsaved reports whether throttling has held anything back.
+func (r *Run) unsaved() bool {
+	r.mu.Lock()
+	reports := r.reports
+	r.mu.Unlock()
+	return slices.ContainsFunc(reports, func(p *Progress) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.dirty
+	})
 }
 
 // flush saves what throttling held back.

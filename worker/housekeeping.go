@@ -1,23 +1,16 @@
 package worker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
-	"slices"
-	"time"
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/pacing"
 	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/tasking"
 )
-
-// housekeepEvery is how often the whole fleet keeps house, on average. A missing worker is noticed
-// that long after its TTL; a schedule is dispatched that long after its due time.
-const housekeepEvery = 2 * time.Second
 
 // batch bounds what one statement of a duty touches.
 const batch = 500
@@ -51,21 +44,16 @@ func (h *housekeeper) run(ctx context.Context) {
 	}
 }
 
-// rest sleeps until this worker's next share of the duties: the more workers keep house, the longer,
-// and the sooner, should they become fewer meanwhile.
+// rest sleeps until this worker's next share of the duties.
 func (h *housekeeper) rest(ctx context.Context) error {
-	share := 0.5 + rand.Float64()
-	step := min(housekeepEvery, h.app.TTL()/4)
-	for slept := time.Duration(0); ; {
-		whole := time.Duration(share * float64(step) * float64(max(h.app.Housekeepers(), 1)))
-		if slept >= whole {
+	for house := pacing.NewHouse(nil); ; {
+		pause := house.Next(h.app.TTL(), h.app.Housekeepers())
+		if pause == 0 {
 			return nil
 		}
-		pause := min(step, whole-slept)
 		if err := resend.Sleep(ctx, pause); err != nil {
 			return err
 		}
-		slept += pause
 	}
 }
 
@@ -128,10 +116,4 @@ func (h *housekeeper) sweep(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-func sortEndings(es []ending) {
-	slices.SortFunc(es, func(a, b ending) int {
-		return bytes.Compare(a.claim.ID[:], b.claim.ID[:])
-	})
 }

@@ -6,21 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	appstatus "github.com/pithworks/pith/app_status"
-	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/pacing"
 	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/tasking"
 )
-
-// lookEvery is the longest time between two turns while tasks run: a cancellation is seen within it.
-const lookEvery = 1500 * time.Millisecond
 
 // abortLimit is how long the functions of aborted or fenced tasks may take to return.
 const abortLimit = 10 * time.Second
@@ -29,16 +24,16 @@ const abortLimit = 10 * time.Second
 const turnTimeout = 30 * time.Second
 
 // shift is the loop of one session: who runs, what has ended, when to turn next. Only its own
-// goroutine touches it; tasks report on ended, a turn under way on turned.
+// goroutine touches it; the crew rings when tasks have ended, the turns under way report on turned.
 type shift struct {
 	w     *Worker
 	app   *appstatus.App
 	log   *slog.Logger
-	pace  pacer
+	pace  *pacing.Poller
 	kinds map[int32]kind
 	slots map[uuid.UUID]*slot
 	// unsent has ended and is not in the database yet.
-	unsent []ending
+	unsent []*slot
 	// recovering: an answer got lost, so until then the database may hold claims for us that we don't
 	// know of. The statement may still be under way there when a later one is answered.
 	recovering time.Time
@@ -48,23 +43,24 @@ type shift struct {
 	singly   bool
 	failures int
 	refused  bool // the last turn failed for good: it was not committed
-	idle     bool // the last turn found nothing to claim
-	dueIn    time.Duration
+	idle     bool // the last turn found less to claim than it asked for
+	full     bool // the last turn claimed all of many that it asked for
+	// turning is how many turns are under way, and asked what they ask for together.
+	turning, asked int
+	redraw         bool // the pause ends with another one, not with a turn
+	dueIn          time.Duration
 
-	ended  chan ending
+	crew   *crew
 	turned chan turn
 }
 
-// slot is a task that runs.
+// slot is a task that runs, or has ended.
 type slot struct {
 	claim  tasking.Claim
+	ctx    context.Context
 	cancel context.CancelCauseFunc
 	told   bool // of a cancellation
-}
-
-// ending is how a task ended.
-type ending struct {
-	claim   tasking.Claim
+	// outcome is how it ended. Until then it is the crew's.
 	outcome tasking.Outcome
 }
 
@@ -74,36 +70,30 @@ type kind struct {
 	runnable bool
 }
 
-// turn is one statement under way and what came of it.
-type turn struct {
-	sent   []ending
-	wanted int
-	rows   []db.TaskTurnRow
-	kinds  []db.TaskKind
-	queued int32 // tasks whose time had come and that now have a place
-	err    error
-}
-
 func newShift(w *Worker, app *appstatus.App) *shift {
-	return &shift{
-		w: w, app: app, log: w.cfg.Log.With("worker", app.Name()), pace: pacer{fleet: app.Online, lastFound: time.Now()},
+	s := &shift{
+		w: w, app: app, log: w.cfg.Log.With("worker", app.Name()), pace: pacing.NewPoller(time.Now(), app.Online, nil),
 		kinds: map[int32]kind{}, slots: map[uuid.UUID]*slot{}, dueIn: -1,
-		ended: make(chan ending, w.cfg.Concurrency), turned: make(chan turn, 1),
+		turned: make(chan turn, mostTurns),
 	}
+	s.crew = newCrew(func(t *slot) {
+		defer t.cancel(nil)
+		t.outcome = w.client.Execute(t.ctx, app.ID(), app.Lost(), t.claim)
+	})
+	return s
 }
 
 // run works until told to stop by ctx, Drain or Abort, and everything that ran is recorded, or until
 // the App is lost (appstatus.ErrLost). life ends with the App.
 func (s *shift) run(ctx, life context.Context) error {
 	// The first poll is spread like any other: a fleet that starts at once must not poll at once.
-	poll := time.NewTimer(s.pace.next(time.Now(), -1))
+	poll := time.NewTimer(s.pause(false))
 	defer poll.Stop()
 	var (
 		stop     = ctx.Done()
 		drain    = s.w.drain
 		abort    = s.w.abort
 		stopping bool
-		turning  bool
 		now      bool // turn without waiting for the timer
 		pausing  bool // after a failure, until the timer
 	)
@@ -111,40 +101,38 @@ func (s *shift) run(ctx, life context.Context) error {
 	defer grace.Stop()
 	defer stuck.Stop()
 	for {
-		if !turning && !pausing && (now || len(s.unsent) > 0) {
+		s.reap()
+		if s.turning == 0 && !pausing && (now || len(s.unsent) > 0) {
 			now = false
-			turning = true
+			s.turn(life, stopping)
+		}
+		if !stopping && !pausing && s.another() {
 			s.turn(life, stopping)
 		}
 		// After a lost answer one more is needed: the lost one may have brought claims.
-		if stopping && !turning && len(s.slots) == 0 && len(s.unsent) == 0 && (s.failures == 0 || s.refused) {
+		if stopping && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && (s.failures == 0 || s.refused) {
 			return nil
 		}
 		select {
 		case <-poll.C:
-			now, pausing = now || !turning, false
+			if s.redraw && !pausing {
+				poll.Reset(s.pause(stopping))
+				continue
+			}
+			now, pausing = now || s.turning == 0, false
 		case <-s.wake(stopping):
 			now = true
-		case e := <-s.ended:
-			s.end(e)
-		drained:
-			for {
-				select {
-				case e := <-s.ended:
-					s.end(e)
-				default:
-					break drained
-				}
-			}
+		case <-s.crew.rang:
 		case t := <-s.turned:
-			turning = false
+			s.turning--
+			s.asked -= t.wanted
 			failures := s.failures
 			if err := s.take(life, t); err != nil {
 				s.cancelAll(tasking.ErrLeaseLost)
 				s.wait()
 				return err
 			}
-			if s.w.cfg.Burst && s.idle && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0 {
+			if s.w.cfg.Burst && s.idle && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0 {
 				return nil
 			}
 			switch {
@@ -153,7 +141,7 @@ func (s *shift) run(ctx, life context.Context) error {
 					s.log.Log(life, severity(t.err), "turn failed", "err", t.err)
 				}
 				pausing = true
-				poll.Reset(resend.Backoff(s.failures))
+				poll.Reset(s.pace.Retry(time.Now(), s.failures, stopping || len(s.slots)+len(s.unsent) > 0))
 			case s.free() > 0 && !s.idle && !stopping:
 				now = true
 			default:
@@ -223,108 +211,25 @@ func (s *shift) free() int { return s.w.cfg.Concurrency - len(s.slots) - len(s.u
 // pause is how long to sleep now. Running tasks bound it, so that their cancellation is seen in time;
 // with all slots full there is nothing to poll for.
 func (s *shift) pause(stopping bool) time.Duration {
+	look := pacing.Look(s.app.Online())
+	s.redraw = false
 	if s.free() <= 0 || stopping {
-		return lookEvery
+		return look
 	}
-	pause := s.pace.next(time.Now(), s.dueIn)
-	if len(s.slots) > 0 {
-		pause = min(pause, lookEvery)
+	pause, poll := s.pace.Next(time.Now(), s.dueIn)
+	if len(s.slots) > 0 && look <= pause {
+		return look
 	}
+	s.redraw = !poll
 	return pause
 }
 
-func (s *shift) end(e ending) {
-	delete(s.slots, e.claim.ID)
-	s.unsent = append(s.unsent, e)
-}
-
-// turn sends one turn in the background; its answer comes on turned.
-func (s *shift) turn(life context.Context, stopping bool) {
-	t := turn{sent: s.unsent}
-	if !stopping {
-		t.wanted = s.w.cfg.Concurrency - len(s.slots)
+// reap takes in what has ended.
+func (s *shift) reap() {
+	for _, e := range s.crew.reap() {
+		delete(s.slots, e.claim.ID)
+		s.unsent = append(s.unsent, e)
 	}
-	s.unsent = nil
-	if s.singly && len(t.sent) > 1 {
-		t.sent, s.unsent = t.sent[:1:1], t.sent[1:]
-	}
-	p, err := s.params(t)
-	if err != nil {
-		t.err = err
-		s.turned <- t
-		return
-	}
-	go func() {
-		ctx, cancel := context.WithTimeout(life, turnTimeout)
-		defer cancel()
-		t.rows, t.err = db.New().TaskTurn(ctx, s.w.db, p)
-		if unknown := unknownKinds(t.rows); t.err == nil && len(unknown) > 0 {
-			// Read here, so that the verdict is ready with the answer.
-			var err error
-			if t.kinds, err = db.New().TaskKindList(ctx, s.w.db, unknown); err != nil {
-				s.log.Debug("read kinds failed", "err", err) // the next turn names them again
-			}
-		}
-		if t.err == nil && !s.w.cfg.Auxiliary && overdue(t.rows) {
-			var err error
-			if t.queued, err = db.New().TaskEnqueueDue(ctx, s.w.db, batch); err != nil {
-				s.log.Debug("queue due tasks failed", "err", err) // housekeeping will
-			}
-		}
-		s.turned <- t
-	}()
-}
-
-func overdue(rows []db.TaskTurnRow) bool {
-	return slices.ContainsFunc(rows, func(r db.TaskTurnRow) bool { return r.Event == "due" && r.DueIn <= 0 })
-}
-
-func unknownKinds(rows []db.TaskTurnRow) []int32 {
-	var ids []int32
-	for _, r := range rows {
-		if r.Event == "kind" {
-			ids = append(ids, r.Kind)
-		}
-	}
-	return ids
-}
-
-func (s *shift) params(t turn) (db.TaskTurnParams, error) {
-	p := db.TaskTurnParams{
-		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
-		Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
-		IDs: []pgtype.UUID{}, Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
-	}
-	for id, k := range s.kinds {
-		p.Known = append(p.Known, id)
-		if k.runnable {
-			p.Runnable = append(p.Runnable, id)
-		}
-	}
-	if p.Recovering {
-		for id := range s.slots {
-			p.Holding = append(p.Holding, pgUUID(id))
-		}
-		for _, e := range t.sent {
-			p.Holding = append(p.Holding, pgUUID(e.claim.ID))
-		}
-		for _, e := range s.unsent { // kept back to go singly
-			p.Holding = append(p.Holding, pgUUID(e.claim.ID))
-		}
-	}
-	sortEndings(t.sent) // the database visits them by binary search
-	for _, e := range t.sent {
-		failed, err := tasking.EncodeError(e.outcome.Error)
-		if err != nil {
-			return p, err
-		}
-		p.IDs = append(p.IDs, pgUUID(e.claim.ID))
-		p.Attempts = append(p.Attempts, int32(e.claim.Attempt))
-		p.States = append(p.States, string(e.outcome.State))
-		p.Results = append(p.Results, string(e.outcome.Result))
-		p.Errors = append(p.Errors, failed)
-	}
-	return p, nil
 }
 
 // take takes in what came of a turn. An error means that the App is lost.
@@ -349,7 +254,9 @@ func (s *shift) take(life context.Context, t turn) error {
 	if !s.app.Leased() {
 		return appstatus.ErrLost
 	}
-	s.failures, s.refused = 0, false
+	if t.failures == s.failures { // else it was sent before the last failure
+		s.failures, s.refused = 0, false
+	}
 	s.singly = s.singly && len(s.unsent) > 0
 	for _, k := range t.kinds {
 		var needs map[string]string
@@ -362,13 +269,12 @@ func (s *shift) take(life context.Context, t turn) error {
 			s.log.Info("kind of task is left to other workers", "task_name", k.Name, "versions", string(k.Versions))
 		}
 	}
-	claimed := 0
+	var claimed []*slot
 	s.dueIn = -1
 	for _, r := range t.rows {
 		switch r.Event {
 		case "claim":
-			claimed++
-			s.start(life, r)
+			claimed = append(claimed, s.claim(life, r))
 		case "cancel":
 			if slot, ok := s.slots[r.ID.Bytes]; ok && !slot.told {
 				slot.told = true
@@ -383,11 +289,13 @@ func (s *shift) take(life context.Context, t turn) error {
 			s.dueIn = max(time.Duration(r.DueIn*float64(time.Second)), 0)
 		}
 	}
-	if claimed > 0 {
-		s.pace.found(time.Now())
+	if len(claimed) > 0 {
+		s.crew.start(claimed...)
+		s.pace.Found(time.Now())
 	}
 	// Nothing more is there for us if we asked for more than we got, and know all kinds.
-	s.idle = t.wanted > claimed && len(unknownKinds(t.rows)) == 0 && t.queued == 0
+	s.full = t.wanted >= pairLeast && t.wanted == len(claimed)
+	s.idle = t.wanted > len(claimed) && len(unknownKinds(t.rows)) == 0 && t.queued == 0
 	return nil
 }
 
@@ -404,26 +312,6 @@ func (s *shift) isolate(t turn) {
 	}
 }
 
-// start runs a claimed task in a goroutine. A crash from here on leaves it running under our app
-// status; the sweep that deletes that row has it ended.
-func (s *shift) start(life context.Context, r db.TaskTurnRow) {
-	claim := tasking.Claim{
-		ID: r.ID.Bytes, Attempt: int(r.Attempt), Name: s.kinds[r.Kind].name, Args: json.RawMessage(r.Arguments),
-		CorrelationID: r.Cid, Group: uuidPtr(r.InGroup), Parent: uuidPtr(r.Parent), Immediate: r.Immediate,
-		Reserved: r.Reserved, CreatedAt: r.CreatedAt.Time.UTC(),
-	}
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(life))
-	s.slots[claim.ID] = &slot{claim: claim, cancel: cancel}
-	if s.cause != nil { // claimed by a turn that was under way when all were to end
-		cancel(s.cause)
-	}
-	s.log.Debug("task started", "task", claim.ID, "task_name", claim.Name, "attempt", claim.Attempt)
-	go func() {
-		defer cancel(nil)
-		s.ended <- ending{claim, s.w.client.Execute(ctx, s.app.ID(), s.app.Lost(), claim)}
-	}()
-}
-
 func (s *shift) cancelAll(cause error) {
 	s.cause = cause
 	for _, slot := range s.slots {
@@ -436,23 +324,12 @@ func (s *shift) cancelAll(cause error) {
 func (s *shift) wait() {
 	limit := time.NewTimer(abortLimit)
 	defer limit.Stop()
-	for len(s.slots) > 0 {
+	for s.reap(); len(s.slots) > 0; s.reap() {
 		select {
-		case e := <-s.ended:
-			delete(s.slots, e.claim.ID)
+		case <-s.crew.rang:
 		case <-limit.C:
 			s.log.Error("fenced tasks do not heed their context and go on", "running", len(s.slots))
 			return
 		}
 	}
-}
-
-func pgUUID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
-
-func uuidPtr(id pgtype.UUID) *uuid.UUID {
-	if !id.Valid {
-		return nil
-	}
-	u := uuid.UUID(id.Bytes)
-	return &u
 }

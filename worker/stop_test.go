@@ -95,8 +95,9 @@ func TestClaimThatComesAfterTheAbortIsAborted(t *testing.T) {
 	s := newShift(w, app)
 	s.kinds[1] = kind{name: g.Name(), runnable: true}
 	s.cancelAll(tasking.ErrShutdown)
-	s.start(t.Context(), db.TaskTurnRow{ID: pgUUID(uuid.Max), Kind: 1, Attempt: 1, Arguments: `""`})
-	e := receive(t, "end", s.ended)
+	s.crew.start(s.claim(t.Context(), db.TaskTurnRow{ID: pgUUID(uuid.Max), Kind: 1, Attempt: 1, Arguments: `""`}))
+	receive(t, "end", s.crew.rang)
+	e := s.crew.reap()[0]
 	if e.outcome.State != tasking.Failed || e.outcome.Error.Reason != tasking.ReasonShutdown {
 		t.Errorf("outcome = %s, %v", e.outcome.State, e.outcome.Error)
 	}
@@ -204,9 +205,9 @@ func TestEndingsThatGoSinglyAreNotClaimedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newShift(w, app)
-	var sent []ending
+	var sent []*slot
 	for i := range 3 {
-		sent = append(sent, ending{claim: tasking.Claim{ID: uuid.UUID{15: byte(i)}}, outcome: tasking.Outcome{State: tasking.Completed}})
+		sent = append(sent, &slot{claim: tasking.Claim{ID: uuid.UUID{15: byte(i)}}, outcome: tasking.Outcome{State: tasking.Completed}})
 	}
 	// One of them is refused, and the answer of the turn before was lost.
 	if err := s.take(t.Context(), turn{err: context.DeadlineExceeded}); err != nil {

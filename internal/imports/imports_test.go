@@ -43,8 +43,11 @@ var within = []struct {
 	{"./app_status", []pattern{"./db", "./pool", "./internal/resend"}},
 	{"./pool", nil},
 	{"./internal/resend", nil},
+	{"./internal/textwire", nil},
+	{"./internal/pacing", []pattern{"./internal/resend"}},
 	{"./internal/pinning", nil},
 	{"./internal/rdsproxy", []pattern{"./internal/pinning"}},
+	{"./internal/workload", []pattern{"./db", "./app_status", "./tasking", "./worker", "./internal/resend"}},
 	{"./internal/doctor", []pattern{"./db", "./pool", "./tasking", "./internal/migrate"}},
 }
 
@@ -59,6 +62,7 @@ var reserved = []struct {
 	{what: "./internal/localpg", by: []pattern{"./cmd/...", "./internal/demo", "./internal/dbtest"}, tests: true},
 	{what: "./internal/dbtest", by: []pattern{"./cmd/...", "./internal/demo"}, tests: true},
 	{what: "./internal/pinning", by: []pattern{"./internal/rdsproxy", "./internal/dbtest"}, tests: true},
+	{what: "./internal/workload", by: []pattern{"./cmd/..."}},
 	{what: "./internal/rdsproxy", by: []pattern{"./cmd/...", "./internal/demo", "./internal/dbtest"}, tests: true},
 	{what: "github.com/wasilibs/go-pgquery/...", by: []pattern{"./internal/pinning"}},
 	{what: "github.com/xdg-go/scram/...", by: []pattern{"./internal/rdsproxy"}},

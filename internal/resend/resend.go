@@ -42,10 +42,16 @@ func Passing(err error) bool {
 
 // Backoff is the pause before try n (from 1): doubling from 50 ms up to 5 s, each with full jitter,
 // so that a fleet spreads out after an outage.
-func Backoff(n int) time.Duration {
+func Backoff(n int) time.Duration { return BackoffBy(nil, n) }
+
+// BackoffBy is Backoff with randomness of the caller's own; nil: the global one.
+func BackoffBy(r *rand.Rand, n int) time.Duration {
 	most := 50 * time.Millisecond << min(n-1, 7)
 	most = min(most, 5*time.Second)
-	return most/4 + rand.N(most*3/4)
+	if r == nil {
+		return most/4 + rand.N(most*3/4)
+	}
+	return most/4 + time.Duration(r.Int64N(int64(most*3/4)))
 }
 
 // Do calls send until it succeeds, fails for good, ctx ends, or limit has passed since the start (no

@@ -1,0 +1,59 @@
+package pacing
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/pithworks/pith/internal/resend"
+)
+
+// Beats paces the beats of one process, from its registration until it is lost. One goroutine may use
+// it.
+type Beats struct {
+	ttl  time.Duration
+	rand *rand.Rand
+	// first: none has arrived since the registration.
+	first bool
+	// together: others may beat at the same moments, for they started, or failed, at the same time.
+	together bool
+	failures int
+}
+
+// NewBeats is for a process that has just registered, whose lease lasts for ttl.
+func NewBeats(ttl time.Duration, r *rand.Rand) *Beats {
+	return &Beats{ttl: ttl, rand: r, first: true, together: true}
+}
+
+// beatRetryRate bounds how many beats that failed a fleet repeats per second, about: where more would
+// come by resend.Backoff, the pauses are longer.
+const beatRetryRate = 4000
+
+// Next is the pause before the next beat in a fleet of that size: a third of the TTL, or less, at random,
+// where others may beat at the same moments. After a failure it is resend.Backoff's.
+func (b *Beats) Next(fleet int) time.Duration {
+	pause := b.ttl / 3
+	if b.failures > 0 {
+		apart := float64(fleet) / beatRetryRate * float64(time.Second)
+		return min(pause, max(resend.BackoffBy(b.rand, b.failures), time.Duration((0.5+uniform(b.rand))*apart)))
+	}
+	if b.together {
+		b.together = false
+		return time.Duration(float64(pause) * (0.1 + 0.9*uniform(b.rand)))
+	}
+	return time.Duration(float64(pause) * (0.9 + 0.2*uniform(b.rand)))
+}
+
+// Failed notes that a beat has failed.
+func (b *Beats) Failed() { b.failures, b.together = b.failures+1, true }
+
+// Arrived notes that a beat has prolonged the lease.
+func (b *Beats) Arrived() { b.failures, b.first = 0, false }
+
+// counters is how many beats per third of the TTL count the fleet, at most: counting reads a row for
+// each process.
+const counters = 500
+
+// Counts decides whether the next beat counts a fleet of that size. The first one does.
+func (b *Beats) Counts(fleet int) bool {
+	return b.first || fleet <= counters || uniform(b.rand)*float64(fleet) < counters
+}
