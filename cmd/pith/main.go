@@ -56,6 +56,7 @@ type cli struct {
 	Schedule   scheduleCmd   `cmd:"" help:"Have tasks dispatched by the clock."`
 	Workers    workersCmd    `cmd:"" help:"List the workers and other processes."`
 	Doctor     doctorCmd     `cmd:"" help:"Look at the database, what stands before it and the fleet, and say what is wrong and what helps."`
+	Bench      benchCmd      `cmd:"" help:"Measure the database, what stands before it and this machine with loads of their own."`
 	Dev        devCmd        `cmd:"" help:"Run everything on this machine: database, pooler and workers."`
 	Demo       demoCmd       `cmd:"" help:"Make the manifest of a directory with the tasking system."`
 	RDSProxy   rdsproxyCmd   `cmd:"" name:"rdsproxy" help:"Run a stand-in for Amazon RDS Proxy and report what would pin."`
