@@ -20,8 +20,10 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -46,6 +48,17 @@ func start(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 	if len(args) == 2 && args[0] == standInCommand {
 		if err := serveStandIn(ctx, args[1], stdin, stdout); err != nil {
 			fmt.Fprintln(stderr, "bench: stand-in:", err)
+			return exitFailure
+		}
+		return exitOK
+	}
+	if len(args) == 3 && args[0] == apiCommand {
+		resources, err := strconv.Atoi(args[2])
+		if err == nil {
+			err = serveAPI(ctx, args[1], resources, stdin, stdout)
+		}
+		if err != nil {
+			fmt.Fprintf(stderr, "bench: %s: %v\n", apiCommand, err)
 			return exitFailure
 		}
 		return exitOK
@@ -86,8 +99,8 @@ var defaultSettings = map[string]string{"shared_buffers": "512MB", "max_connecti
 
 // paces: a full run is long enough for thousands of tasks, a quick one shows that it works.
 var (
-	fullPace  = pace{warmUp: time.Second, window: 3 * time.Second, backlog: 40_000}
-	quickPace = pace{warmUp: 100 * time.Millisecond, window: 300 * time.Millisecond, backlog: 5_000}
+	fullPace  = pace{warmUp: time.Second, window: 3 * time.Second, longest: 10 * time.Second, share: 1}
+	quickPace = pace{warmUp: 100 * time.Millisecond, window: 300 * time.Millisecond, longest: 10 * time.Second, share: 0.05, quick: true}
 )
 
 func parse(args []string, stderr io.Writer) (config, error) {
@@ -147,22 +160,52 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	return cfg, nil
 }
 
-// measureAll runs the scenarios and writes what they found.
-func measureAll(ctx context.Context, cfg config, stdout, progress io.Writer) error {
+// measureAll runs the scenarios and writes what they found. What is written to a file is there as soon
+// as its scenario has ended.
+func measureAll(ctx context.Context, cfg config, stdout, progress io.Writer) (err error) {
 	machine := thisMachine()
+	todo := &plan{}
+	contests := make([][]contest, len(cfg.scenarios))
+	for i, s := range cfg.scenarios {
+		if s.custom != nil {
+			continue
+		}
+		contests[i] = s.contests(cfg.pace)
+		for _, c := range contests[i] {
+			if err := c.check(); err != nil {
+				return fmt.Errorf("scenario %s: %w", s.name, err)
+			}
+		}
+		todo.add(s.name, contests[i], cfg.pace, cfg.runs)
+	}
+	fmt.Fprintf(progress, "%d runs, about %s\n", todo.steps, todo.left().Round(time.Minute))
+	b := &bench{runs: cfg.runs, pace: cfg.pace, others: cfg.others, progress: progress, plan: todo, plots: cfg.plots()}
+	if slices.ContainsFunc(cfg.scenarios, scenario.needsServers) {
+		if b.stage, err = openStage(ctx, cfg.settings, cfg.bouncer, progress); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, b.stage.close(ctx)) }()
+	}
 	var reports []Report
-	for _, s := range cfg.scenarios {
-		r, err := cfg.measure(ctx, s, machine, progress)
+	for i, s := range cfg.scenarios {
+		r, err := cfg.measure(ctx, b, s, contests[i], machine)
 		if err != nil {
 			return fmt.Errorf("scenario %s: %w", s.name, err)
 		}
 		reports = append(reports, r)
+		if err := cfg.write(reports, stdout); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// write writes the last report, or all of them into a JSON file.
+func (cfg config) write(reports []Report, stdout io.Writer) error {
+	last := reports[len(reports)-1]
 	switch {
 	case cfg.out == "":
-		for _, r := range reports {
-			fmt.Fprintln(stdout, r.markdown())
-		}
+		fmt.Fprintln(stdout, last.markdown())
 		return nil
 	case strings.HasSuffix(cfg.out, ".json"):
 		text, err := json.MarshalIndent(reports, "", "  ")
@@ -173,30 +216,47 @@ func measureAll(ctx context.Context, cfg config, stdout, progress io.Writer) err
 			return fmt.Errorf("write results: %w", err)
 		}
 		return nil
-	default:
-		return updateDocument(cfg.out, reports)
 	}
+	if dir := cfg.plots(); dir != "" && last.Contests != nil {
+		var err error
+		if last.plots, err = last.drawn(dir); err != nil {
+			return fmt.Errorf("plot: %w", err)
+		}
+	}
+	return updateDocument(cfg.out, last)
 }
 
-// measure runs a scenario on servers of its own.
-func (cfg config) measure(ctx context.Context, s scenario, machine Machine, progress io.Writer) (_ Report, err error) {
-	began := time.Now()
-	stage, err := openStage(ctx, cfg.settings, cfg.bouncer, progress)
-	if err != nil {
-		return Report{}, err
+// plots is the directory of the document's plots, next to it and by its name: "" without a document.
+func (cfg config) plots() string {
+	if cfg.out == "" || strings.HasSuffix(cfg.out, ".json") {
+		return ""
 	}
-	defer func() { err = errors.Join(err, stage.close(ctx)) }()
-	lines, err := s.run(ctx, &bench{stage: stage, runs: cfg.runs, pace: cfg.pace, others: cfg.others, progress: progress})
-	if err != nil {
-		return Report{}, err
+	return strings.TrimSuffix(cfg.out, filepath.Ext(cfg.out))
+}
+
+// measure runs a scenario.
+func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []contest, machine Machine) (_ Report, err error) {
+	r := Report{
+		Scenario: s.name, What: s.what, Date: time.Now(), Command: cfg.command, Machine: machine, variants: s.variants, columns: s.columns, draw: s.draw,
 	}
-	return Report{
-		Scenario: s.name, What: s.what, Variants: s.variants, Date: began, Command: cfg.command, Machine: machine,
-		Versions: append(stage.versions, "pgx "+moduleVersion("github.com/jackc/pgx/v5"), runtime.Version()),
-		Setup: fmt.Sprintf("PostgreSQL's defaults, fsync on, but for %s; poolers in transaction mode with %d server connections; everything on this one machine",
-			listed(cfg.settings), serverConns),
-		Lines: lines,
-	}, nil
+	if s.needsServers() {
+		r.Versions = append(r.Versions, b.stage.versions...)
+		r.Setup = fmt.Sprintf("PostgreSQL's defaults, fsync on, but for %s; poolers in transaction mode with %d server connections; everything on this one machine",
+			listed(cfg.settings), serverConns)
+	}
+	r.Versions = append(r.Versions, "pgx "+moduleVersion("github.com/jackc/pgx/v5"), "River "+moduleVersion("github.com/riverqueue/river"), runtime.Version())
+	if s.custom != nil {
+		r.Text, err = s.custom(ctx, b)
+		return r, err
+	}
+	for _, c := range contests {
+		held, err := b.hold(ctx, s.name, c)
+		if err != nil {
+			return Report{}, err
+		}
+		r.Contests = append(r.Contests, held)
+	}
+	return r, nil
 }
 
 // listed shows settings in the order of their names.

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,61 +16,118 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if args := os.Args[1:]; len(args) > 0 && args[0] == standInCommand {
+	if args := os.Args[1:]; len(args) > 0 && (args[0] == standInCommand || args[0] == apiCommand) {
 		os.Exit(start(context.Background(), args, os.Stdin, os.Stdout, os.Stderr))
 	}
 	goleak.VerifyTestMain(m)
 }
 
-func TestStatementsAreMeasuredAsTheyAreSent(t *testing.T) {
-	t.Parallel()
-	out := filepath.Join(t.TempDir(), "out.json")
-	cfg, err := parse([]string{"-scenario", "statements", "-runs", "1", "-out", out}, t.Output())
+// testConfig is the command line's, with servers that save time: nobody reads the figures.
+func testConfig(t *testing.T, args ...string) config {
+	t.Helper()
+	cfg, err := parse(append([]string{"-quick"}, args...), t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.pace = pace{warmUp: time.Millisecond, window: 20 * time.Millisecond, backlog: 8000}
-	cfg.settings = map[string]string{"fsync": "off", "shared_buffers": "32MB"} // nobody reads the figures
+	cfg.pace = pace{warmUp: time.Millisecond, window: 20 * time.Millisecond, longest: time.Minute, share: 0.001, quick: true}
+	cfg.settings = map[string]string{"fsync": "off", "shared_buffers": "32MB", "max_connections": "100"}
+	return cfg
+}
+
+// measured runs a configuration and reads what it writes.
+func measured(t *testing.T, cfg config) []Report {
+	t.Helper()
+	cfg.out = filepath.Join(t.TempDir(), "out.json")
 	if err := measureAll(t.Context(), cfg, t.Output(), t.Output()); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(out)
+	text, err := os.ReadFile(cfg.out)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var reports []Report
-	if err := json.Unmarshal(text, &reports); err != nil || len(reports) != 1 {
-		t.Fatalf("%d reports (%v)", len(reports), err)
+	if err := json.Unmarshal(text, &reports); err != nil {
+		t.Fatal(err)
+	}
+	return reports
+}
+
+func TestStatementsAreMeasuredAsTheyAreSent(t *testing.T) {
+	t.Parallel()
+	reports := measured(t, testConfig(t, "-scenario", "statements"))
+	if len(reports) != 1 {
+		t.Fatalf("%d reports", len(reports))
 	}
 	r := reports[0]
-	if n := 3 * 5 * 2; len(r.Lines) != n { // paths, loads, variants
-		t.Errorf("%d lines, want %d", len(r.Lines), n)
+	if n := 3 * 5; len(r.Contests) != n { // paths, loads
+		t.Errorf("%d contests, want %d", len(r.Contests), n)
 	}
-	for _, l := range r.Lines {
-		if l.Note != "" {
-			if l.Path == "direct" || len(l.Samples) > 0 {
-				t.Errorf("%s, %s, %s: %q, with %d samples", l.Path, l.Load, l.Variant, l.Note, len(l.Samples))
+	for _, c := range r.Contests {
+		for _, l := range c.Lines {
+			what := fmt.Sprintf("%s, %s, %s", l.Path, c.Name, l.Contestant)
+			if l.Note != "" {
+				if l.Path == direct || len(l.Samples) > 0 {
+					t.Errorf("%s: %q, with %d samples", what, l.Note, len(l.Samples))
+				}
+				continue
 			}
-			continue
-		}
-		if len(l.Samples) != cfg.runs {
-			t.Errorf("%s, %s, %s: %d samples", l.Path, l.Load, l.Variant, len(l.Samples))
-		}
-		for _, s := range l.Samples {
-			if (s.Prepared > 0) != (l.Variant == named) {
-				t.Errorf("%s, %s, %s: %v statements were prepared", l.Path, l.Load, l.Variant, s.Prepared)
+			if len(l.Samples) != 1 {
+				t.Errorf("%s: %d samples", what, len(l.Samples))
 			}
-			// CPU times may be below a tick.
-			for name, v := range map[string]float64{
-				"tasks": s.Tasks, "p50": s.P50, "statements": s.Statements, "transactions": s.Transactions,
-				"wal": s.WAL, "connections": s.ServerConns,
-			} {
-				if v <= 0 {
-					t.Errorf("%s, %s, %s: %s is %v", l.Path, l.Load, l.Variant, name, v)
+			for _, s := range l.Samples {
+				if (s.Prepared > 0) != (l.Contestant == named) {
+					t.Errorf("%s: %v statements were prepared", what, s.Prepared)
+				}
+				checkSample(t, what, s)
+			}
+		}
+	}
+}
+
+// checkSample fails the test for figures that cannot be.
+func checkSample(t *testing.T, what string, s Sample) {
+	t.Helper()
+	// CPU times may be below a tick.
+	for name, v := range map[string]float64{
+		"tasks": s.Tasks, "p50": s.P50, "statements": s.Statements, "transactions": s.Transactions,
+		"wal": s.WAL, "connections": s.ServerConns,
+	} {
+		if v <= 0 {
+			t.Errorf("%s: %s is %v", what, name, v)
+		}
+	}
+	if s.P50 > s.P95 || s.P95 > s.P99 {
+		t.Errorf("%s: latencies %v, %v, %v", what, s.P50, s.P95, s.P99)
+	}
+}
+
+// Nothing gets lost: a quick run works off its backlog, and fails unless the database has recorded each
+// task that ran, once.
+func TestEveryScenarioCanBeMeasured(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.scenarios = slices.DeleteFunc(slices.Clone(cfg.scenarios), func(s scenario) bool {
+		return s.contests == nil || s.name == "statements"
+	})
+	for i, r := range measured(t, cfg) {
+		// Those with figures of their own need not have all the others.
+		standard := len(cfg.scenarios[i].columns) == 0 || r.Scenario == "snapshot"
+		for _, c := range r.Contests {
+			for _, l := range c.Lines {
+				what := fmt.Sprintf("%s, %s, %s", r.Scenario, c.Name, l.Contestant)
+				if len(l.Samples) != 1 {
+					t.Errorf("%s: %d samples, %s", what, len(l.Samples), l.Note)
+				}
+				for _, s := range l.Samples {
+					if standard {
+						checkSample(t, what, s)
+					}
 				}
 			}
-			if s.P50 > s.P95 || s.P95 > s.P99 {
-				t.Errorf("%s, %s, %s: latencies %v, %v, %v", l.Path, l.Load, l.Variant, s.P50, s.P95, s.P99)
+			for _, v := range c.Targets {
+				if v.Note != "" || standard && v.Reached <= 0 {
+					t.Errorf("%s, %s: %+v", r.Scenario, c.Name, v)
+				}
 			}
 		}
 	}
@@ -76,19 +135,22 @@ func TestStatementsAreMeasuredAsTheyAreSent(t *testing.T) {
 
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
+	all := len(scenarios)
 	for _, test := range []struct {
-		args    string
-		command string
-		runs    int
-		err     string
+		args      string
+		command   string
+		runs      int
+		scenarios int
+		err       string
 	}{
-		{args: "", command: "go -C bench run .", runs: 5},
-		{args: "-quick", command: "go -C bench run . -quick", runs: 1},
-		{args: "-quick -runs 3", command: "go -C bench run . -quick -runs 3", runs: 3},
-		{args: "-scenario statements -out x.json -pgbouncer /x/y", command: "go -C bench run . -pgbouncer PATH -scenario statements", runs: 5},
-		{args: "-others 15", command: "go -C bench run . -others 15", runs: 5},
+		{args: "", command: "go -C bench run .", runs: 5, scenarios: all},
+		{args: "-quick", command: "go -C bench run . -quick", runs: 1, scenarios: all},
+		{args: "-quick -runs 3", command: "go -C bench run . -quick -runs 3", runs: 3, scenarios: all},
+		{args: "-scenario statements -out x.json -pgbouncer /x/y", command: "go -C bench run . -pgbouncer PATH -scenario statements", runs: 5, scenarios: 1},
+		{args: "-others 15", command: "go -C bench run . -others 15", runs: 5, scenarios: all},
 		{args: "-others 0", err: "use a percentage"},
 		{args: "-others NaN", err: "use a percentage"},
+		{args: "-scenario chain,noop", command: "go -C bench run . -scenario chain,noop", runs: 5, scenarios: 2},
 		{args: "-runs 0", err: "use at least 1"},
 		{args: "-scenario nothing", err: `unknown scenario "nothing"`},
 		{args: "more", err: `unknown argument "more"`},
@@ -101,7 +163,7 @@ func TestCommandLine(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || cfg.command != test.command || cfg.runs != test.runs || len(cfg.scenarios) != 1 {
+		if err != nil || cfg.command != test.command || cfg.runs != test.runs || len(cfg.scenarios) != test.scenarios {
 			t.Errorf("%s: %q, %d runs, %d scenarios (%v)", test.args, cfg.command, cfg.runs, len(cfg.scenarios), err)
 		}
 	}
@@ -142,49 +204,6 @@ func TestExitStatusTellsWhatWentWrong(t *testing.T) {
 	}
 }
 
-func TestReportPairsNeighbors(t *testing.T) {
-	t.Parallel()
-	line := func(path, variant string, tasks ...float64) Line {
-		l := Line{Path: path, Load: "work", Variant: variant, Latency: "task"}
-		for _, v := range tasks {
-			l.Samples = append(l.Samples, Sample{Tasks: v, DatabaseCPU: 1e6 / v, ServerConns: 2, Others: v / 100})
-		}
-		return l
-	}
-	none := line("pooler", "new")
-	none.Note = "needs a newer one"
-	r := Report{
-		What: "Which?", Variants: [2]string{"old", "new"}, Date: time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC),
-		Command: "run", Versions: []string{"A 1", "B 2"}, Setup: "so", Machine: Machine{CPU: "X", CPUs: 2, Memory: "1 GiB", Kernel: "6", Load: "0.1"},
-		Lines: []Line{line("direct", "old", 100, 200, 400), line("direct", "new", 110, 180, 800), line("pooler", "old", 50, 40), none},
-	}
-	want := `Which? 3 runs each, medians.
-
-| path | load | old tasks/s | new tasks/s | new ÷ old | lowest and highest pair | database CPU, new ÷ old |
-|---|---|---|---|---|---|---|
-| direct | work | 200 (100–400) | 180 (110–800) | 0.90 | 0.90–2.00 | 1.11 |
-| pooler | work | 45 (40–50) | needs a newer one | – | – | – |
-
-Per task, medians:
-
-| path | load | variant | latency of | tasks/s | p50 ms | p95 ms | p99 ms | database CPU µs | pooler CPU µs | client CPU µs | statements | transactions | WAL bytes | server connections |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-| direct | work | old | task | 200 | 0 | 0 | 0 | 5000 | 0 | 0 | 0 | 0 | 0 | 2 |
-| direct | work | new | task | 180 | 0 | 0 | 0 | 5556 | 0 | 0 | 0 | 0 | 0 | 2 |
-| pooler | work | old | task | 45 | 0 | 0 | 0 | 22500 | 0 | 0 | 0 | 0 | 0 | 2 |
-
-Measured on 2026-01-02 with ` + "`run`" + `.
-
-- 2 × X, 1 GiB of memory, Linux 6; load average before the start: 0.1
-- A 1, B 2
-- so
-- Of the machine's CPU time 1.45 % went elsewhere in the median of all runs, at most 8 %
-`
-	if diff := cmp.Diff(want, r.markdown()); diff != "" {
-		t.Error(diff)
-	}
-}
-
 func TestSectionIsReplacedInPlace(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "doc.md")
@@ -193,7 +212,7 @@ func TestSectionIsReplacedInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := Report{Scenario: "one", What: "Which?"}
-	if err := updateDocument(path, []Report{r}); err != nil {
+	if err := updateDocument(path, r); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(path)
@@ -204,7 +223,7 @@ func TestSectionIsReplacedInPlace(t *testing.T) {
 		t.Error(diff)
 	}
 	r.Scenario = "two"
-	if err := updateDocument(path, []Report{r}); err == nil || !strings.Contains(err.Error(), "no section two") {
+	if err := updateDocument(path, r); err == nil || !strings.Contains(err.Error(), "no section two") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -11,24 +11,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/pithworks/pith/internal/workload"
 )
 
 func TestFigures(t *testing.T) {
 	t.Parallel()
-	var hundred []time.Duration
-	for i := range 100 {
-		hundred = append(hundred, time.Duration(i+1)*time.Millisecond)
-	}
 	for _, test := range []struct {
 		got  any
 		want string
 	}{
-		{percentile(hundred, 50), "50"},
-		{percentile(hundred, 95), "95"},
-		{percentile(hundred, 99), "99"},
-		{percentile(hundred[:1], 99), "1"},
-		{percentile(hundred[:3], 50), "2"},
-		{percentile(nil, 50), "0"},
 		{middle([]float64{3, 1, 2}), "2"},
 		{middle([]float64{4, 1, 2, 3}), "2.5"},
 		{middle(nil), "0"},
@@ -39,6 +31,7 @@ func TestFigures(t *testing.T) {
 		{figure(99.94), "99.9"},
 		{figure(99.96), "100"},
 		{figure(12345.6), "12346"},
+		{figure(0.001234), "0.0012"},
 	} {
 		if got := fmt.Sprint(test.got); got != test.want {
 			t.Errorf("got %s, want %s", got, test.want)
@@ -48,28 +41,81 @@ func TestFigures(t *testing.T) {
 
 func TestWindowIsWhatHappenedInBetween(t *testing.T) {
 	t.Parallel()
-	var r run
+	var r trial
 	for i := range 30 {
-		r.took(time.Duration(i) * time.Millisecond)
-		r.done()
+		r.Took(time.Duration(i) * time.Millisecond)
+		r.Done(1)
 	}
 	start := time.Now()
-	from := reading{at: start, tasks: 10, latencies: 10, statements: 5, database: time.Second, allCPUs: 10 * time.Second, busyCPUs: 5 * time.Second, wal: 1000, conns: 1}
-	to := reading{at: start.Add(2 * time.Second), tasks: 20, latencies: 20, statements: 25, database: 2 * time.Second, pooler: time.Millisecond, allCPUs: 14 * time.Second, busyCPUs: 7001 * time.Millisecond, wal: 6000, conns: 3}
-	want := Sample{Tasks: 5, P50: 14, P95: 19, P99: 19, DatabaseCPU: 100_000, PoolerCPU: 100, Statements: 2, WAL: 500, ServerConns: 3, Others: 25}
-	if got := from.until(to, &r); got != want {
-		t.Errorf("got %+v, want %+v", got, want)
+	from := reading{
+		Counts: workload.Counts{Tasks: 10, Latencies: 10, Statements: 5}, at: start,
+		database: time.Second, allCPUs: 10 * time.Second, busyCPUs: 5 * time.Second, wal: 1000, conns: 1,
+	}
+	to := reading{
+		Counts: workload.Counts{Tasks: 20, Latencies: 20, Statements: 25}, at: start.Add(2 * time.Second),
+		database: 2 * time.Second, pooler: time.Millisecond, allCPUs: 14 * time.Second, busyCPUs: 7001 * time.Millisecond, wal: 6000, conns: 3,
+	}
+	want := Sample{
+		Tasks: 5, P50: 14, P95: 19, P99: 19, DatabaseCPU: 100_000, PoolerCPU: 100, Statements: 2, WAL: 500, ServerConns: 3, Others: 25,
+		StatementRate: 10, DatabaseShare: 50, PoolerShare: 0.05,
+	}
+	if diff := cmp.Diff(want, from.until(to, &r)); diff != "" {
+		t.Error(diff)
+	}
+	// Without tasks there is nothing to share among.
+	to.Tasks, to.Latencies = 10, 10
+	want = Sample{ServerConns: 3, Others: 25, StatementRate: 10, DatabaseShare: 50, PoolerShare: 0.05}
+	if diff := cmp.Diff(want, from.until(to, &r)); diff != "" {
+		t.Error(diff)
 	}
 }
 
 func TestTurnsAlternate(t *testing.T) {
 	t.Parallel()
-	var got []int
-	for i := range 8 {
-		got = append(got, turn(i))
+	for _, test := range []struct {
+		n    int
+		want []int
+	}{
+		{1, []int{0, 0, 0}},
+		{2, []int{0, 1, 1, 0, 0, 1, 1, 0}},
+		{3, []int{0, 1, 2, 2, 1, 0, 0, 1, 2}},
+	} {
+		var got []int
+		for i := range test.want {
+			got = append(got, turn(i, test.n))
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Error(diff)
+		}
 	}
-	if diff := cmp.Diff([]int{0, 1, 1, 0, 0, 1, 1, 0}, got); diff != "" {
-		t.Error(diff)
+}
+
+func TestPlanTellsWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	c := contest{name: "c", contestants: []contestant{{name: "a"}, {name: "b"}}}
+	var p plan
+	p.add("s", []contest{c}, pace{warmUp: time.Second, window: 7 * time.Second}, 3) // with what is around it, ten seconds each
+	step := func(name string) planned { return planned{"s", c.key(), name} }
+	for _, test := range []struct {
+		after string
+		took  time.Duration
+		want  time.Duration
+	}{
+		{"", 0, 60 * time.Second},
+		{"a", 20 * time.Second, (2*20 + 3*20) * time.Second}, // the other one may take twice as long, too
+		{"b", 5 * time.Second, (2*20 + 2*5) * time.Second},
+		{"b", 6 * time.Second, (2*20 + 6) * time.Second},
+		{"a", 0, (20 + 6) * time.Second}, // left out
+	} {
+		if test.after != "" {
+			p.took(step(test.after), test.took)
+		}
+		if got := p.left(); got != test.want {
+			t.Errorf("after %q: %s, want %s", test.after, got, test.want)
+		}
+	}
+	if got := p.String(); got != "[4/6, about 26s left]" {
+		t.Error(got)
 	}
 }
 
@@ -115,31 +161,6 @@ func TestDisturbedRunsAreMeasuredAgain(t *testing.T) {
 	})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: got %v", err)
-	}
-}
-
-func TestMarkIsReachedByItsTask(t *testing.T) {
-	t.Parallel()
-	closed := func(c <-chan struct{}) bool {
-		select {
-		case <-c:
-			return true
-		default:
-			return false
-		}
-	}
-	var r run
-	two, three := r.mark(2), r.mark(3)
-	r.done()
-	if closed(two) {
-		t.Error("one task has reached two")
-	}
-	r.done()
-	if !closed(two) || closed(three) {
-		t.Error("the second task has not reached two, or has reached three")
-	}
-	if !closed(r.mark(2)) {
-		t.Error("what was reached before is not reached")
 	}
 }
 

@@ -13,49 +13,45 @@ import (
 type Report struct {
 	Scenario string    `json:"scenario"`
 	What     string    `json:"what"`
-	Variants [2]string `json:"variants"`
 	Date     time.Time `json:"date"`
 	Command  string    `json:"command"`
 	Machine  Machine   `json:"machine"`
 	Versions []string  `json:"versions"`
-	Setup    string    `json:"setup"`
-	Lines    []Line    `json:"lines"`
+	Setup    string    `json:"setup,omitempty"`
+	Contests []Contest `json:"contests,omitempty"`
+	// Text is what a scenario that holds no contests says, as markdown.
+	Text string `json:"text,omitempty"`
+
+	variants [2]string
+	columns  []column
+	draw     func(r Report, dir string) ([]string, error)
+	plots    []string // paths as the document has them
 }
 
-// fields are the figures of a sample, in the order of the table.
-var fields = []struct {
-	title string
-	of    func(*Sample) *float64
-}{
-	{"tasks/s", func(s *Sample) *float64 { return &s.Tasks }},
-	{"p50 ms", func(s *Sample) *float64 { return &s.P50 }},
-	{"p95 ms", func(s *Sample) *float64 { return &s.P95 }},
-	{"p99 ms", func(s *Sample) *float64 { return &s.P99 }},
-	{"database CPU µs", func(s *Sample) *float64 { return &s.DatabaseCPU }},
-	{"pooler CPU µs", func(s *Sample) *float64 { return &s.PoolerCPU }},
-	{"client CPU µs", func(s *Sample) *float64 { return &s.ClientCPU }},
-	{"statements", func(s *Sample) *float64 { return &s.Statements }},
-	{"transactions", func(s *Sample) *float64 { return &s.Transactions }},
-	{"WAL bytes", func(s *Sample) *float64 { return &s.WAL }},
-	{"server connections", func(s *Sample) *float64 { return &s.ServerConns }},
+// A Contest is what was measured of one.
+type Contest struct {
+	Name string `json:"name"`
+	// Latency says what the latencies are of.
+	Latency   string    `json:"latency"`
+	Reference string    `json:"reference,omitempty"`
+	Lines     []Line    `json:"lines"`
+	Targets   []Verdict `json:"targets,omitempty"`
 }
 
-// median is the sample of the medians, each figure on its own.
-func median(samples []Sample) Sample {
-	var m Sample
-	for _, f := range fields {
-		values := make([]float64, len(samples))
-		for i := range samples {
-			values[i] = *f.of(&samples[i])
-		}
-		*f.of(&m) = middle(values)
-	}
-	return m
+// A Line holds what was measured of one contestant.
+type Line struct {
+	Contestant string `json:"contestant"`
+	Path       string `json:"path,omitempty"`
+	// Samples are in the order of the runs; those of two contestants with the same index are neighbors
+	// in time.
+	Samples []Sample `json:"samples,omitempty"`
+	// Note says why there are no samples.
+	Note string `json:"note,omitempty"`
 }
 
-// middle is the median of values; it sorts them.
+// middle is the median of values; it leaves them as they are.
 func middle(values []float64) float64 {
-	slices.Sort(values)
+	values = slices.Sorted(slices.Values(values))
 	n := len(values)
 	if n == 0 {
 		return 0
@@ -70,8 +66,10 @@ func figure(v float64) string {
 		return fmt.Sprintf("%.0f", v)
 	case v >= 9.995:
 		return fmt.Sprintf("%.1f", v)
+	case v >= 0.1:
+		return fmt.Sprintf("%.2f", v)
 	}
-	return fmt.Sprintf("%.2f", v)
+	return fmt.Sprintf("%.2g", v)
 }
 
 // spread shows the lowest and the highest value.
@@ -84,12 +82,31 @@ func ratio(v float64) string { return fmt.Sprintf("%.2f", v) }
 // markdown is the section of a report.
 func (r Report) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %d runs each, medians.\n\n", r.What, r.runs())
-	r.compared(&b)
-	b.WriteString("\nPer task, medians:\n\n")
-	r.detailed(&b)
+	if r.Text != "" {
+		fmt.Fprintf(&b, "%s\n\n%s\n", r.What, strings.TrimSpace(r.Text))
+	} else {
+		fmt.Fprintf(&b, "%s %s\n\n", r.What, r.runs())
+		if r.variants[1] != "" {
+			r.sideBySide(&b)
+		} else {
+			r.targets(&b)
+			r.compared(&b)
+		}
+		for _, plot := range r.plots {
+			fmt.Fprintf(&b, "\n![%s](%s)\n", r.Scenario, plot)
+		}
+		if len(r.columns) == 0 {
+			b.WriteString("\nPer task, medians:\n\n")
+		} else {
+			b.WriteString("\nMedians:\n\n")
+		}
+		r.detailed(&b)
+	}
 	fmt.Fprintf(&b, "\nMeasured on %s with `%s`.\n\n", r.Date.UTC().Format(time.DateOnly), r.Command)
-	fmt.Fprintf(&b, "- %s\n- %s\n- %s\n", r.Machine, strings.Join(r.Versions, ", "), r.Setup)
+	fmt.Fprintf(&b, "- %s\n- %s\n", r.Machine, strings.Join(r.Versions, ", "))
+	if r.Setup != "" {
+		fmt.Fprintf(&b, "- %s\n", r.Setup)
+	}
 	if others := r.others(); len(others) > 0 {
 		fmt.Fprintf(&b, "- Of the machine's CPU time %s %% went elsewhere in the median of all runs, at most %s %%\n", figure(middle(others)), figure(slices.Max(others)))
 	}
@@ -98,78 +115,163 @@ func (r Report) markdown() string {
 
 // others are the percentages of all samples.
 func (r Report) others() (out []float64) {
-	for _, l := range r.Lines {
-		for _, s := range l.Samples {
-			out = append(out, s.Others)
+	for _, c := range r.Contests {
+		for _, l := range c.Lines {
+			for _, s := range l.Samples {
+				out = append(out, s.Others)
+			}
 		}
 	}
 	return out
 }
 
-func (r Report) runs() (n int) {
-	for _, l := range r.Lines {
-		n = max(n, len(l.Samples))
+// runs says how often everything was measured.
+func (r Report) runs() string {
+	most := 0
+	for _, c := range r.Contests {
+		for _, l := range c.Lines {
+			most = max(most, len(l.Samples))
+		}
 	}
-	return n
+	if most == 1 {
+		return "One run each."
+	}
+	return fmt.Sprintf("%d runs each, medians.", most)
 }
 
-// tasks are the tasks/s of each sample.
-func (l Line) tasks() []float64 {
-	out := make([]float64, len(l.Samples))
-	for i, s := range l.Samples {
-		out[i] = s.Tasks
+// line finds a contestant's.
+func (c Contest) line(name string) Line {
+	i := slices.IndexFunc(c.Lines, func(l Line) bool { return l.Contestant == name })
+	if i < 0 {
+		return Line{}
 	}
-	return out
+	return c.Lines[i]
 }
 
-// compared writes how the variants compare: a row for each pair of lines.
+// table writes the head of one.
+func table(b *strings.Builder, titles ...string) {
+	fmt.Fprintf(b, "| %s |\n|%s\n", strings.Join(titles, " | "), strings.Repeat("---|", len(titles)))
+}
+
+func tableRow(b *strings.Builder, cells ...string) {
+	fmt.Fprintf(b, "| %s |\n", strings.Join(cells, " | "))
+}
+
+// shown is the throughput of a line, or why there is none.
+func (l Line) shown(c column) string {
+	if len(l.Samples) == 0 {
+		return l.Note
+	}
+	values := c.values(l.Samples)
+	if len(values) == 1 {
+		return figure(values[0])
+	}
+	return fmt.Sprintf("%s (%s)", figure(middle(values)), spread(values, figure))
+}
+
+// ratioOr shows the median of ratios.
+func ratioOr(values []float64) string {
+	if len(values) == 0 {
+		return "–"
+	}
+	return ratio(middle(values))
+}
+
+func spreadOr(values []float64) string {
+	if len(values) == 0 {
+		return "–"
+	}
+	return spread(values, ratio)
+}
+
+// targets writes what was to be reached, and what was.
+func (r Report) targets(b *strings.Builder) {
+	var rows [][]string
+	for _, c := range r.Contests {
+		for _, v := range c.Targets {
+			reached, runs, met := "–", "–", "not met"
+			if v.Note != "" {
+				met = v.Note
+			} else {
+				show := figure
+				if v.ratio { // to three digits, so that one just below a limit does not look like it
+					show = func(v float64) string { return fmt.Sprintf("%.3g", v) }
+				}
+				reached, runs = show(v.Reached), show(v.Lowest)+"–"+show(v.Highest)
+				if v.Met {
+					met = "met"
+				}
+			}
+			rows = append(rows, []string{c.Name, v.Of, v.Target, reached, runs, met})
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	table(b, "line", "of", "target", "reached", "lowest and highest run", "")
+	for _, cells := range rows {
+		tableRow(b, cells...)
+	}
+	b.WriteString("\n")
+}
+
+// compared writes how the contestants of each contest compare with its reference: a row for each.
 func (r Report) compared(b *strings.Builder) {
-	base, other := r.Variants[0], r.Variants[1]
-	fmt.Fprintf(b, "| path | load | %s tasks/s | %s tasks/s | %[2]s ÷ %[1]s | lowest and highest pair | database CPU, %[2]s ÷ %[1]s |\n", base, other)
-	b.WriteString("|---|---|---|---|---|---|---|\n")
-	shown := func(l Line) string {
-		if len(l.Samples) == 0 {
-			return l.Note
+	first := r.shownColumns()[0]
+	table(b, "line", "", "by", first.title, "÷ reference", "lowest and highest pair", "database CPU ÷", "WAL ÷")
+	for _, c := range r.Contests {
+		reference := c.line(c.Reference).Samples
+		for _, l := range c.Lines {
+			name := l.Contestant
+			ratios := func(of column) []float64 { return of.ratios(l.Samples, reference) }
+			if name == c.Reference {
+				name += " (reference)"
+				ratios = func(column) []float64 { return nil }
+			}
+			tableRow(b, c.Name, name, l.Path, l.shown(first), ratioOr(ratios(first)), spreadOr(ratios(first)),
+				ratioOr(ratios(databaseCPU)), ratioOr(ratios(walBytes)))
 		}
-		return fmt.Sprintf("%s (%s)", figure(median(l.Samples).Tasks), spread(l.tasks(), figure))
-	}
-	for pair := range slices.Chunk(r.Lines, 2) {
-		from, to := pair[0], pair[1]
-		fmt.Fprintf(b, "| %s | %s | %s | %s |", from.Path, from.Load, shown(from), shown(to))
-		if len(from.Samples) == 0 || len(to.Samples) == 0 {
-			b.WriteString(" – | – | – |\n")
-			continue
-		}
-		pairs := make([]float64, len(from.Samples))
-		for i := range pairs {
-			pairs[i] = to.Samples[i].Tasks / from.Samples[i].Tasks
-		}
-		m, n := median(from.Samples), median(to.Samples)
-		cpu := "–"
-		if m.DatabaseCPU > 0 {
-			cpu = ratio(n.DatabaseCPU / m.DatabaseCPU)
-		}
-		fmt.Fprintf(b, " %s | %s | %s |\n", ratio(n.Tasks/m.Tasks), spread(pairs, ratio), cpu)
 	}
 }
 
-// detailed writes all figures: a row for each line.
-func (r Report) detailed(b *strings.Builder) {
-	b.WriteString("| path | load | variant | latency of |")
-	for _, f := range fields {
-		fmt.Fprintf(b, " %s |", f.title)
+// sideBySide writes how two variants compare: a row for each contest.
+func (r Report) sideBySide(b *strings.Builder) {
+	base, other := r.variants[0], r.variants[1]
+	table(b, "path", "load", base+" tasks/s", other+" tasks/s", other+" ÷ "+base, "lowest and highest pair",
+		fmt.Sprintf("database CPU, %s ÷ %s", other, base))
+	for _, c := range r.Contests {
+		from, to := c.line(base), c.line(other)
+		tasks := tasksPerSecond.ratios(to.Samples, from.Samples)
+		tableRow(b, from.Path, c.Name, from.shown(tasksPerSecond), to.shown(tasksPerSecond), ratioOr(tasks), spreadOr(tasks),
+			ratioOr(databaseCPU.ratios(to.Samples, from.Samples)))
 	}
-	b.WriteString("\n|" + strings.Repeat("---|", 4+len(fields)) + "\n")
-	for _, l := range r.Lines {
-		if len(l.Samples) == 0 {
-			continue
+}
+
+func (r Report) shownColumns() []column {
+	if len(r.columns) == 0 {
+		return standardColumns
+	}
+	return r.columns
+}
+
+// detailed writes all figures: a row for each contestant.
+func (r Report) detailed(b *strings.Builder) {
+	titles := []string{"line", "by", "", "latency of"}
+	for _, f := range r.shownColumns() {
+		titles = append(titles, f.title)
+	}
+	table(b, titles...)
+	for _, c := range r.Contests {
+		for _, l := range c.Lines {
+			if len(l.Samples) == 0 {
+				continue
+			}
+			cells := []string{c.Name, l.Path, l.Contestant, c.Latency}
+			for _, f := range r.shownColumns() {
+				cells = append(cells, figure(f.median(l.Samples)))
+			}
+			tableRow(b, cells...)
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s |", l.Path, l.Load, l.Variant, l.Latency)
-		m := median(l.Samples)
-		for _, f := range fields {
-			fmt.Fprintf(b, " %s |", figure(*f.of(&m)))
-		}
-		b.WriteString("\n")
 	}
 }
 
@@ -190,7 +292,7 @@ func replaceSection(document, scenario, text string) (string, error) {
 }
 
 // updateDocument replaces the sections of the reports in a file.
-func updateDocument(path string, reports []Report) error {
+func updateDocument(path string, reports ...Report) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read document: %w", err)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/internal/localpg"
 	"github.com/pithworks/pith/internal/migrate"
@@ -16,8 +18,16 @@ import (
 // serverConns is the size of the poolers' pools.
 const serverConns = 20
 
-// template is the migrated database that those of the runs are cloned from.
-const template = "bench_template"
+// mostClients is how many clients PgBouncer takes: 10,000 workers, each of which beats on a connection of
+// its own, and their pools.
+const mostClients = 12_000
+
+// The ways to the server, by the names that the reports show.
+const (
+	viaPooler  = "PgBouncer"
+	direct     = "direct"
+	viaStandIn = "stand-in for RDS Proxy"
+)
 
 // A stage is a PostgreSQL server and the poolers before it.
 type stage struct {
@@ -29,7 +39,9 @@ type stage struct {
 	// versions are those of the programs, for the report.
 	versions []string
 
-	databases int // made so far
+	databases int               // made so far
+	bases     map[string]string // the database of each base that was made
+	filled    map[string]string // what was filled for the contest that is on, by base and contestant
 }
 
 // A path is a way to the server.
@@ -47,7 +59,10 @@ func openStage(ctx context.Context, settings map[string]string, bouncer string, 
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{server: server, versions: []string{"PostgreSQL " + server.Version()}}
+	s := &stage{
+		server: server, versions: []string{"PostgreSQL " + server.Version()},
+		bases: map[string]string{}, filled: map[string]string{},
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(ctx))
@@ -56,17 +71,6 @@ func openStage(ctx context.Context, settings map[string]string, bouncer string, 
 	if s.admin, err = pgx.Connect(ctx, server.URL("postgres")); err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	if err := server.CreateDatabase(ctx, template); err != nil {
-		return nil, err
-	}
-	p, err := pool.Open(ctx, server.URL(template), pool.Config{})
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close()
-	if err := migrate.Up(ctx, p, nil); err != nil {
-		return nil, fmt.Errorf("make template: %w", err)
-	}
 	pooled, err := s.openBouncer(ctx, bouncer)
 	if err != nil {
 		return nil, err
@@ -74,7 +78,7 @@ func openStage(ctx context.Context, settings map[string]string, bouncer string, 
 	if s.standIn, err = startStandIn(server.URL("postgres"), progress); err != nil {
 		return nil, err
 	}
-	s.paths = []path{{name: "direct", url: server.URL}, pooled, s.standIn.path()}
+	s.paths = []path{{name: direct, url: server.URL}, pooled, s.standIn.path()}
 	return s, nil
 }
 
@@ -91,8 +95,8 @@ func (s *stage) close(ctx context.Context) error {
 
 // openBouncer starts PgBouncer in transaction mode, tracking named statements where it can.
 func (s *stage) openBouncer(ctx context.Context, program string) (path, error) {
-	p := path{name: "PgBouncer"}
-	b, err := s.server.StartBouncer(ctx, localpg.BouncerConfig{Program: program, PoolSize: serverConns})
+	p := path{name: viaPooler}
+	b, err := s.server.StartBouncer(ctx, localpg.BouncerConfig{Program: program, PoolSize: serverConns, MaxClients: mostClients})
 	if errors.Is(err, localpg.ErrNoPgBouncer) {
 		p.none = "needs PgBouncer"
 		return p, nil
@@ -134,20 +138,112 @@ func tracksNamed(version string) (bool, error) {
 	return major > 1 || major == 1 && minor >= 21, nil
 }
 
-// database clones a migrated database, and starts from a checkpoint: each run pays alike for the
-// page images that follow one.
-func (s *stage) database(ctx context.Context) (name string, drop func(context.Context) error, err error) {
-	s.databases++
-	name = fmt.Sprintf("bench_%d", s.databases)
-	if _, err := s.admin.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
-		return "", nil, fmt.Errorf("clone database: %w", err)
-	}
-	drop = func(ctx context.Context) error {
-		if _, err := s.admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			return fmt.Errorf("drop database: %w", err)
+// path is that of a name; "" is the pooler's.
+func (s *stage) path(name string) path {
+	for _, p := range s.paths {
+		if p.name == cmp.Or(name, viaPooler) {
+			return p
 		}
-		return nil
 	}
+	panic("no path " + name)
+}
+
+// basePith is the base of those that run Pith.
+const basePith = "pith"
+
+// bases make what the databases of a contestant hold before they are filled.
+var bases = map[string]func(ctx context.Context, p *pgxpool.Pool) error{
+	basePith: func(ctx context.Context, p *pgxpool.Pool) error { return migrate.Up(ctx, p, nil) },
+}
+
+// create makes a database, empty or as a copy of another.
+func (s *stage) create(ctx context.Context, template string) (string, error) {
+	s.databases++
+	name := fmt.Sprintf("bench_%d", s.databases)
+	if _, err := s.admin.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
+		return "", fmt.Errorf("create database: %w", err)
+	}
+	return name, nil
+}
+
+func (s *stage) drop(ctx context.Context, name string) error {
+	if _, err := s.admin.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+		return fmt.Errorf("drop database: %w", err)
+	}
+	return nil
+}
+
+// make creates a database from another and does something there, past the pooler.
+func (s *stage) make(ctx context.Context, template string, do func(context.Context, *pgxpool.Pool) error) (string, error) {
+	name, err := s.create(ctx, template)
+	if err != nil {
+		return "", err
+	}
+	p, err := pool.Open(ctx, s.server.URL(name), pool.Config{})
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	if err := do(ctx, p); err != nil {
+		return "", errors.Join(err, s.drop(context.WithoutCancel(ctx), name))
+	}
+	return name, nil
+}
+
+// template is what the databases of a contestant are copied from.
+func (s *stage) template(ctx context.Context, c contestant) (string, error) {
+	base := cmp.Or(c.base, basePith)
+	if s.bases[base] == "" {
+		do, ok := bases[base]
+		if !ok {
+			return "", fmt.Errorf("no base %q", base)
+		}
+		name, err := s.make(ctx, "template0", do)
+		if err != nil {
+			return "", fmt.Errorf("make %s: %w", base, err)
+		}
+		s.bases[base] = name
+	}
+	if c.fill == nil {
+		return s.bases[base], nil
+	}
+	key := base + "/" + c.name
+	if s.filled[key] == "" {
+		name, err := s.make(ctx, s.bases[base], func(ctx context.Context, p *pgxpool.Pool) error {
+			if err := c.fill(ctx, p, c.backlog); err != nil {
+				return err
+			}
+			_, err := p.Exec(ctx, "VACUUM ANALYZE")
+			return err
+		})
+		if err != nil {
+			return "", fmt.Errorf("dispatch the backlog: %w", err)
+		}
+		s.filled[key] = name
+	}
+	return s.filled[key], nil
+}
+
+// forget drops what was filled for a contest.
+func (s *stage) forget(ctx context.Context, err error) error {
+	for key, name := range s.filled {
+		err = errors.Join(err, s.drop(context.WithoutCancel(ctx), name))
+		delete(s.filled, key)
+	}
+	return err
+}
+
+// database makes one for a run, and starts from a checkpoint: each run pays alike for the page images
+// that follow one.
+func (s *stage) database(ctx context.Context, c contestant) (name string, drop func(context.Context) error, err error) {
+	template, err := s.template(ctx, c)
+	if err != nil {
+		return "", nil, err
+	}
+	if name, err = s.create(ctx, template); err != nil {
+		return "", nil, err
+	}
+	drop = func(ctx context.Context) error { return s.drop(ctx, name) }
 	if _, err := s.admin.Exec(ctx, "CHECKPOINT"); err != nil {
 		return "", nil, errors.Join(fmt.Errorf("checkpoint: %w", err), drop(ctx))
 	}

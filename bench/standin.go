@@ -73,7 +73,7 @@ func startStandIn(upstream string, stderr io.Writer) (_ *standInProcess, err err
 }
 
 func (s *standInProcess) path() path {
-	return path{name: "stand-in for RDS Proxy", pid: s.cmd.Process.Pid, url: func(database string) string {
+	return path{name: viaStandIn, pid: s.cmd.Process.Pid, url: func(database string) string {
 		return (&url.URL{
 			Scheme: "postgres", User: url.UserPassword(standInUser, standInSecret), Host: s.addr, Path: "/" + database, RawQuery: "sslmode=disable",
 		}).String()
