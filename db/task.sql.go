@@ -504,15 +504,13 @@ func (q *Queries) TaskStates(ctx context.Context, db DBTX, ids []pgtype.UUID) ([
 }
 
 const TaskTurn = `-- name: TaskTurn :many
-SELECT r.event::text AS event, r.task_id::uuid AS id, coalesce(r.task_kind, 0)::int AS kind,
-    coalesce(r.task_state::text, '')::text AS state, coalesce(r.task_attempt, 0)::int AS attempt,
-    coalesce(r.recorded, false)::bool AS recorded, coalesce(r.arguments, '')::text AS arguments,
-    coalesce(r.cid, '')::text AS cid, r.in_group::uuid AS in_group, r.parent::uuid AS parent,
-    coalesce(r.immediate, false)::bool AS immediate, r.reserved::text[] AS reserved,
-    r.created::timestamptz AS created_at, coalesce(r.due_in, 0)::float8 AS due_in
+SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, r.task_state::text AS state,
+    r.task_attempt::int AS attempt, r.recorded::bool AS recorded, r.arguments::text AS arguments, r.cid::text AS cid,
+    r.in_group::uuid AS in_group, r.parent::uuid AS parent, r.immediate::bool AS immediate, r.reserved::text[] AS reserved,
+    r.created::timestamptz AS created_at, r.due_in::float8 AS due_in
 FROM task_turn(
     $1::uuid, $2::int[], $3::int[], $4::int, $5::bool, $6::uuid[],
-    $7::uuid[], $8::int[], ($9::text[])::task_state[], $10::text[], $11::text[])
+    $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[])
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in)
 `

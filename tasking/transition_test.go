@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -276,7 +277,7 @@ func TestFinalTasksStayAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestDatabaseRefusesRowsThatTheGraphDoesNotKnow(t *testing.T) {
+func TestRowsThatTheGraphDoesNotKnowAreFound(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	waiting := h.reserve([]string{"waiting"}, nil)
@@ -291,16 +292,16 @@ func TestDatabaseRefusesRowsThatTheGraphDoesNotKnow(t *testing.T) {
 	h.run(w, done)
 
 	const (
-		finished  = "task_finished_iff_final"
-		holds     = "task_held_only_while_running"
-		runs      = "task_runs_only_unblocked"
-		unblocked = "task_unblocked_iff_not_blocked"
+		finished  = "final tasks have an end, and no others"
+		holds     = "only running and canceling tasks are held"
+		runs      = "running and canceling tasks are not blocked, and have a start"
+		unblocked = "tasks were unblocked at some time if nothing blocks them, and no others"
 	)
 	tests := []struct {
-		name       string
-		id         uuid.UUID
-		set        string
-		constraint string
+		name      string
+		id        uuid.UUID
+		set       string
+		invariant string
 	}{
 		{"completed without an end", running, "state = 'completed', app_lock = NULL", finished},
 		{"failed without an end", running, "state = 'failed', app_lock = NULL", finished},
@@ -324,18 +325,36 @@ func TestDatabaseRefusesRowsThatTheGraphDoesNotKnow(t *testing.T) {
 		{"unblocked, nobody knows when", waiting, "unblocked_at = NULL", unblocked},
 		{"unblocked, still blocked", blocked, "unblocked_at = now()", unblocked},
 		{"unblocked outside the queues", later, "unblocked_at = now()", unblocked},
-		{"neither immediate nor deferred", waiting, "deferred = false", "task_runs_somewhere"},
-		{"held by nobody known", running, "app_lock = gen_random_uuid()", "task_app_lock_fkey"},
-		{"child of nobody known", waiting, "parent_task = gen_random_uuid()", "task_parent_fkey"},
-		{"in no group known", waiting, "task_group = gen_random_uuid()", "task_group_fkey"},
+		{"neither immediate nor deferred", waiting, "deferred = false", "a task may run with its dispatcher or with a worker"},
+		{"rank of an immediate task", waiting, "immediate = true", "rank puts immediate tasks first, then those of a higher priority"},
+		{"rank of another priority", waiting, "priority = 3", "rank puts immediate tasks first, then those of a higher priority"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := h.Direct.Exec(t.Context(), fmt.Sprintf("UPDATE task SET %s WHERE id = $1", tt.set), tt.id)
-			wantConstraint(t, err, tt.constraint)
+			tx, err := h.Direct.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(t.Context()) }()
+			if tag, err := tx.Exec(t.Context(), fmt.Sprintf("UPDATE task SET %s WHERE id = $1", tt.set), tt.id); err != nil || tag.RowsAffected() != 1 {
+				t.Fatalf("%s, %v", tag, err)
+			}
+			broken, err := dbtest.Broken(t.Context(), tx)
+			if err != nil || broken[tt.invariant] == nil {
+				t.Errorf("broken are %v, %v, want %q", broken, err, tt.invariant)
+			}
 		})
 	}
+}
+
+func TestDatabaseRefusesRowsThatNothingWrites(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.dispatch(plain.Request(nil, tasking.Options{}))
 	for name, insert := range map[string]string{
+		"task_app_lock_fkey":              "UPDATE task SET app_lock = gen_random_uuid()",
+		"task_parent_fkey":                "UPDATE task SET parent_task = gen_random_uuid()",
+		"task_group_fkey":                 "UPDATE task SET task_group = gen_random_uuid()",
 		"app_status_ttl_positive":         "INSERT INTO app_status (id, app_type, name, ttl) VALUES (gen_random_uuid(), 'api', 'x', '0')",
 		"app_status_name_not_empty":       "INSERT INTO app_status (id, app_type, name, ttl) VALUES (gen_random_uuid(), 'api', '', '1 s')",
 		"task_kind_name_not_empty":        "INSERT INTO task_kind (name, versions, max_attempts, backoff) VALUES ('', '{}', 1, '0')",

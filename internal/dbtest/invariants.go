@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // An invariant holds in every migrated database whenever no transaction is open.
@@ -20,6 +19,31 @@ var invariants = []invariant{
 	{
 		name: "no migrator left its lock behind",
 		sql:  `SELECT lock_id, locked_by FROM goose_lock WHERE locked`,
+	},
+	{
+		name: "final tasks have an end, and no others",
+		sql:  `SELECT id, state, finished_at FROM task WHERE (finished_at IS NOT NULL) <> (state IN ('skipped', 'completed', 'failed', 'canceled'))`,
+	},
+	{
+		name: "only running and canceling tasks are held",
+		sql:  `SELECT id, state, app_lock FROM task WHERE app_lock IS NOT NULL AND state NOT IN ('running', 'canceling')`,
+	},
+	{
+		name: "running and canceling tasks are not blocked, and have a start",
+		sql: `SELECT id, state, blocked_on, started_at FROM task
+			WHERE state IN ('running', 'canceling') AND (blocked_on IS DISTINCT FROM 0 OR started_at IS NULL)`,
+	},
+	{
+		name: "tasks were unblocked at some time if nothing blocks them, and no others",
+		sql:  `SELECT id, state, blocked_on, unblocked_at FROM task WHERE (unblocked_at IS NOT NULL) <> coalesce(blocked_on = 0, false) OR blocked_on < 0`,
+	},
+	{
+		name: "a task may run with its dispatcher or with a worker",
+		sql:  `SELECT id FROM task WHERE NOT (immediate OR deferred)`,
+	},
+	{
+		name: "rank puts immediate tasks first, then those of a higher priority",
+		sql:  `SELECT id, rank, immediate, priority FROM task WHERE rank <> CASE WHEN immediate THEN -100000 ELSE 0 END - priority`,
 	},
 	{
 		name: "blocked_on counts the reservations that are not granted",
@@ -61,22 +85,39 @@ var invariants = []invariant{
 	},
 }
 
-// shown is how many offending rows of one invariant are told.
+// shown is how many offending rows of one invariant are told at most.
 const shown = 5
 
-// checkInvariants fails the test for each invariant that does not hold.
-func checkInvariants(ctx context.Context, t testing.TB, pool *pgxpool.Pool) {
-	t.Helper()
+// Broken answers which invariants do not hold, each with some of the rows that break it.
+func Broken(ctx context.Context, q Querier) (map[string][]string, error) {
+	broken := map[string][]string{}
 	for _, inv := range invariants {
 		// An error of the query itself shows when its rows are read.
-		rows, _ := pool.Query(ctx, fmt.Sprintf("SELECT row_to_json(broken)::text FROM (%s) AS broken", inv.sql))
-		broken, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		rows, _ := q.Query(ctx, fmt.Sprintf("SELECT row_to_json(broken)::text FROM (%s) AS broken LIMIT %d", inv.sql, shown))
+		found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 		if err != nil {
-			t.Errorf("invariant %q: %v", inv.name, err)
-			continue
+			return nil, fmt.Errorf("invariant %q: %w", inv.name, err)
 		}
-		if len(broken) > 0 {
-			t.Errorf("invariant %q is broken by %d rows, among them %v", inv.name, len(broken), broken[:min(len(broken), shown)])
+		if len(found) > 0 {
+			broken[inv.name] = found
 		}
+	}
+	return broken, nil
+}
+
+// A Querier is a pool, a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// checkInvariants fails the test for each invariant that does not hold.
+func checkInvariants(ctx context.Context, t testing.TB, q Querier) {
+	t.Helper()
+	broken, err := Broken(ctx, q)
+	if err != nil {
+		t.Error(err)
+	}
+	for name, rows := range broken {
+		t.Errorf("invariant %q is broken by %v", name, rows)
 	}
 }

@@ -47,63 +47,73 @@ $$;
 COMMENT ON FUNCTION resource_contended IS 'Whether an exclusive reservation is queued, granted or not.';
 
 -- +goose StatementBegin
-CREATE FUNCTION resource_lock_buckets(shared int[], exclusive int[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION resource_lock_buckets(shared text[], exclusive text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     b record;
 BEGIN
     IF cardinality(exclusive) = 0 THEN
-        PERFORM 1 FROM resource_lock l WHERE l.bucket = ANY (shared) ORDER BY l.bucket FOR SHARE;
-        RETURN;
+        PERFORM 1 FROM resource_lock l WHERE l.bucket = ANY (ARRAY(SELECT resource_bucket(r) FROM unnest(shared) r))
+        ORDER BY l.bucket FOR SHARE;
+    ELSIF cardinality(shared) = 0 THEN
+        PERFORM 1 FROM resource_lock l WHERE l.bucket = ANY (ARRAY(SELECT resource_bucket(r) FROM unnest(exclusive) r))
+        ORDER BY l.bucket FOR UPDATE;
+    ELSE
+        -- A held share is never upgraded: two such would deadlock. So the stronger mode comes first.
+        FOR b IN SELECT u.bucket, bool_or(u.strong) AS strong
+                 FROM (SELECT resource_bucket(r) AS bucket, false AS strong FROM unnest(shared) r
+                       UNION ALL SELECT resource_bucket(r), true FROM unnest(exclusive) r) u
+                 GROUP BY u.bucket ORDER BY u.bucket
+        LOOP
+            IF b.strong THEN
+                PERFORM 1 FROM resource_lock l WHERE l.bucket = b.bucket FOR UPDATE;
+            ELSE
+                PERFORM 1 FROM resource_lock l WHERE l.bucket = b.bucket FOR SHARE;
+            END IF;
+        END LOOP;
     END IF;
-    -- A held share is never upgraded: two such would deadlock. So the stronger mode comes first.
-    FOR b IN SELECT u.bucket, bool_or(u.strong) AS strong
-             FROM (SELECT unnest(shared) AS bucket, false AS strong
-                   UNION ALL SELECT unnest(exclusive), true) u
-             GROUP BY u.bucket ORDER BY u.bucket
-    LOOP
-        IF b.strong THEN
-            PERFORM 1 FROM resource_lock l WHERE l.bucket = b.bucket FOR UPDATE;
-        ELSE
-            PERFORM 1 FROM resource_lock l WHERE l.bucket = b.bucket FOR SHARE;
-        END IF;
-    END LOOP;
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION resource_lock_buckets IS 'Locks buckets in ascending order until the transaction ends.';
+COMMENT ON FUNCTION resource_lock_buckets IS 'Locks the buckets of these resources in ascending order until the transaction ends.';
 
 -- +goose StatementBegin
-CREATE FUNCTION resource_lock_all(shared text[], exclusive text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION resource_lock_all(shared text[], exclusive text[], owned boolean) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    weak   int[];
-    strong int[];
+    contended boolean;
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'tasks are moved in READ COMMITTED transactions only, this one is %', upper(current_setting('transaction_isolation'))
             USING ERRCODE = 'invalid_transaction_state',
             DETAIL = 'A snapshot that is older than the locks would let tasks run together that exclude each other.';
     END IF;
-    -- The backend's pid spreads the shares of a domain over its stripes.
-    SELECT coalesce(array_agg(DISTINCT CASE WHEN resource_is_domain(r) THEN -1 - pg_backend_pid() % 64
-                                            ELSE resource_bucket(r) END), '{}')
-        INTO weak FROM unnest(shared) r;
-    SELECT coalesce(array_agg(resource_bucket(r)), '{}')
-        INTO strong FROM unnest(exclusive) r WHERE NOT resource_is_domain(r);
-    IF EXISTS (SELECT FROM unnest(exclusive) r WHERE resource_is_domain(r)) THEN
-        strong := strong || ARRAY(SELECT generate_series(-64, -1));
+    -- A locked row is read as it is now, so one statement locks a stripe and tells what holds under it.
+    IF owned THEN
+        SELECT bool_or(l.contended) INTO contended
+        FROM (SELECT k.contended FROM resource_lock k WHERE k.bucket < 0 ORDER BY k.bucket FOR UPDATE) l;
+    ELSE
+        -- The backend's pid spreads the shares of a domain over its stripes.
+        SELECT l.contended INTO contended FROM resource_lock l WHERE l.bucket = -1 - pg_backend_pid() % 64 FOR SHARE;
     END IF;
-    PERFORM resource_lock_buckets(weak, strong);
+    IF contended OR owned THEN
+        -- The domains' queues have rows, which change under the bucket of this name.
+        exclusive := exclusive || 'prn:core.domain:'::text;
+    END IF;
+    IF cardinality(exclusive) = 0 AND cardinality(shared) = 0 THEN
+        RETURN contended;
+    END IF;
+    PERFORM resource_lock_buckets(shared, exclusive);
+    RETURN contended;
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION resource_lock_all IS
-    'Locks the queues of these resources: shared ones against exclusive ones, exclusive ones against all.';
+    'Locks the queues of these resources, domains not among them: shared ones against exclusive ones, exclusive ones against all. Locks the domains in share, or, if one is owned, against all. Answers whether an exclusive reservation of a domain was queued: then shares have rows, and their queue is locked, too.';
 
 -- Entering the queues ----------------------------------------------------------------------------
 
 -- +goose StatementBegin
 CREATE FUNCTION domain_shares_write(domain text) RETURNS void LANGUAGE sql AS $$
-    -- Four indexes name every task that is queued and unfinished: runnable, held, abandoned, blocked.
+    -- Indexes name every task that is queued and unfinished: runnable, held, abandoned, blocked.
     INSERT INTO task_reservation (resource, seq, task, exclusive, granted)
     SELECT domain, t.seq, t.id, false, true
     FROM (SELECT id, seq, reserved_resources_record FROM task WHERE state = 'waiting' AND blocked_on = 0
@@ -111,12 +121,13 @@ CREATE FUNCTION domain_shares_write(domain text) RETURNS void LANGUAGE sql AS $$
           SELECT id, seq, reserved_resources_record FROM task WHERE app_lock IS NOT NULL
           UNION ALL
           SELECT id, seq, reserved_resources_record FROM task
-          WHERE app_lock IS NULL AND state IN ('running', 'canceling')
+          WHERE (app_lock IS NULL AND state = 'canceling') OR (app_lock IS NULL AND state = 'running')
           UNION ALL
           SELECT id, seq, reserved_resources_record FROM task
           WHERE id IN (SELECT r.task FROM task_reservation r WHERE NOT r.granted)) t
     WHERE 'shared:' || domain = ANY (t.reserved_resources_record)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING;
+    UPDATE resource_lock SET contended = true WHERE bucket < 0 AND NOT contended
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION domain_shares_write IS
@@ -127,33 +138,39 @@ CREATE FUNCTION reservation_place(tasks int[], resources text[], exclusives bool
 RETURNS TABLE (task int, resource text, exclusive boolean, granted boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM domain_shares_write(d.name)
-    FROM (SELECT DISTINCT u.name FROM unnest(resources, exclusives) u (name, exclusive)
-          WHERE u.exclusive AND resource_is_domain(u.name)) d;
+    IF tasks[1] = ALL (tasks) THEN
+        -- One task does not meet itself.
+        RETURN QUERY
+        SELECT n.task, n.resource, n.exclusive,
+               CASE WHEN n.exclusive THEN tail.contended IS NULL ELSE tail.contended IS NOT TRUE END
+        FROM unnest(tasks, resources, exclusives) AS n (task, resource, exclusive)
+        LEFT JOIN LATERAL (SELECT r.exclusive OR NOT r.granted AS contended FROM task_reservation r
+                           WHERE r.resource = n.resource ORDER BY r.seq DESC LIMIT 1) tail ON true;
+        RETURN;
+    END IF;
     RETURN QUERY
     WITH new AS MATERIALIZED (
         SELECT * FROM unnest(tasks, resources, exclusives) AS n (task, resource, exclusive)
     ), queue AS MATERIALIZED (
         -- What is there already: nothing, only shared ones, or an exclusive one among them.
-        SELECT d.resource, tail.contended, d.resource_wanted
-        FROM (SELECT n.resource, bool_or(n.exclusive) AS resource_wanted FROM new n GROUP BY n.resource) d
+        SELECT d.resource, tail.contended
+        FROM (SELECT DISTINCT n.resource FROM new n) d
         LEFT JOIN LATERAL (SELECT r.exclusive OR NOT r.granted AS contended FROM task_reservation r
                            WHERE r.resource = d.resource ORDER BY r.seq DESC LIMIT 1) tail ON true
     )
     SELECT n.task, n.resource, n.exclusive,
            CASE WHEN n.exclusive
                 THEN q.contended IS NULL AND row_number() OVER place = 1
-                ELSE NOT coalesce(q.contended, false) AND NOT coalesce(bool_or(n.exclusive) OVER before, false)
+                ELSE q.contended IS NOT TRUE AND NOT coalesce(bool_or(n.exclusive) OVER before, false)
            END
     FROM new n JOIN queue q ON q.resource = n.resource
-    WHERE NOT resource_is_domain(n.resource) OR q.resource_wanted OR q.contended
     WINDOW place AS (PARTITION BY n.resource ORDER BY n.task),
            before AS (place ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING);
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION reservation_place IS
-    'Decides for new reservations, in the order of their tasks, which are granted at once: an exclusive one if its queue is empty, a shared one if no exclusive one is queued. Shares of a domain that need no row are left out. To be asked under the locks.';
+    'Decides for new reservations, in the order of their tasks, which are granted at once: an exclusive one if its queue is empty, a shared one if no exclusive one is queued. To be asked under the locks.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_kinds(names text[], needed text[], attempts int[], backoffs interval[])
@@ -163,6 +180,16 @@ DECLARE
     kind int;
     i    int;
 BEGIN
+    FOR i IN 1 .. cardinality(names) LOOP
+        SELECT k.id INTO kind FROM task_kind k
+        WHERE k.name = names[i] AND k.versions = needed[i]::jsonb
+          AND k.max_attempts = attempts[i] AND k.backoff = backoffs[i];
+        EXIT WHEN NOT FOUND;
+        ids[i] := kind;
+    END LOOP;
+    IF cardinality(ids) = cardinality(names) THEN
+        RETURN ids;
+    END IF;
     -- In one order whatever the caller's: who writes a new kind makes others that write it wait.
     FOR i IN SELECT u.o FROM unnest(names, needed, attempts, backoffs) WITH ORDINALITY u (name, needed, attempts, backoff, o)
              ORDER BY u.name, u.needed, u.attempts, u.backoff
@@ -198,18 +225,50 @@ SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off 
 #variable_conflict use_column
 DECLARE
     kind_ids int[] := task_kinds(kind_names, kind_versions, kind_attempts, kind_backoffs);
-    due      boolean[];
+    due      boolean[]; -- null: all are
+    records  text[];    -- arrays as text, for there is no array of arrays; null: all reserve nothing
+    owned    text[] := '{}'; -- domains
+    weak     text[] := '{}';
+    strong   text[] := '{}';
     entries  int[] := '{}';
     names    text[] := '{}';
     modes    boolean[] := '{}';
+    grants   boolean[] := '{}';
+    blocked  int[];
 BEGIN
-    SELECT array_agg(u.t IS NULL OR u.t <= clock_timestamp() ORDER BY u.o) INTO due
-    FROM unnest(not_befores) WITH ORDINALITY u (t, o);
+    IF cardinality(array_remove(not_befores, NULL)) > 0 THEN
+        SELECT array_agg(u.t IS NULL OR u.t <= clock_timestamp() ORDER BY u.o) INTO due
+        FROM unnest(not_befores) WITH ORDINALITY u (t, o);
+    END IF;
+    IF cardinality(resources) > 0 THEN
+        SELECT coalesce(array_agg(u.r) FILTER (WHERE NOT u.x AND NOT u.domain), '{}'),
+               coalesce(array_agg(u.r) FILTER (WHERE u.x AND NOT u.domain), '{}'),
+               coalesce(array_agg(DISTINCT u.r) FILTER (WHERE u.x AND u.domain), '{}')
+        INTO weak, strong, owned
+        FROM (SELECT n.*, resource_is_domain(n.r) AS domain FROM unnest(reserving, resources, exclusives) n (t, r, x)
+              WHERE due IS NULL OR due[n.t]) u;
+        SELECT array_agg(coalesce(r.reserved, '{}')::text ORDER BY i) INTO records
+        FROM generate_subscripts(ids, 1) i
+        LEFT JOIN (SELECT u.t, array_agg(CASE WHEN u.x THEN u.r ELSE 'shared:' || u.r END ORDER BY NOT u.x, u.o)
+                       || CASE WHEN bool_or(u.x AND u.r = domain) THEN '{}' ELSE ARRAY['shared:' || domain] END AS reserved
+                   FROM unnest(reserving, resources, exclusives) WITH ORDINALITY u (t, r, x, o)
+                   WHERE u.x OR u.r <> domain GROUP BY u.t) r ON r.t = i;
+    END IF;
 
     -- Joining a queue in share needs only to keep out those who change it for an exclusive one.
-    PERFORM resource_lock_all(
-        ARRAY(SELECT DISTINCT u.r FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE NOT u.x AND due[u.t]) || domain,
-        ARRAY(SELECT DISTINCT u.r FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE u.x AND due[u.t]));
+    IF resource_lock_all(weak, strong, cardinality(owned) > 0) OR cardinality(owned) > 0 THEN
+        SELECT coalesce(array_agg(e.t), '{}'), coalesce(array_agg(e.r), '{}'), coalesce(array_agg(e.x), '{}')
+        INTO entries, names, modes
+        FROM (SELECT u.t, u.r, u.x FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE due IS NULL OR due[u.t]
+              UNION ALL
+              SELECT i, domain, false FROM generate_subscripts(ids, 1) i
+              WHERE (due IS NULL OR due[i]) AND NOT EXISTS
+                  (SELECT FROM unnest(reserving, resources) own (t, r) WHERE own.t = i AND own.r = domain)) e;
+    ELSIF cardinality(resources) > 0 THEN
+        SELECT coalesce(array_agg(u.t), '{}'), coalesce(array_agg(u.r), '{}'), coalesce(array_agg(u.x), '{}')
+        INTO entries, names, modes
+        FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE NOT resource_is_domain(u.r) AND (due IS NULL OR due[u.t]);
+    END IF;
 
     IF parent IS NOT NULL THEN
         -- Against the sweep: once fenced, a worker adds no children.
@@ -222,55 +281,51 @@ BEGIN
         END IF;
     END IF;
 
-    IF cardinality(resources) > 0 OR resource_contended(domain) THEN
-        SELECT coalesce(array_agg(e.t), '{}'), coalesce(array_agg(e.r), '{}'), coalesce(array_agg(e.x), '{}')
-        INTO entries, names, modes
-        FROM (SELECT u.t, u.r, u.x FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE due[u.t]
-              UNION ALL
-              SELECT u.o, domain, false FROM unnest(due) WITH ORDINALITY u (due, o)
-              WHERE u.due AND NOT EXISTS
-                  (SELECT FROM unnest(reserving, resources) own (t, r) WHERE own.t = u.o AND own.r = domain)) e;
+    IF cardinality(entries) > 0 THEN
+        IF cardinality(owned) > 0 THEN
+            PERFORM domain_shares_write(d) FROM unnest(owned) d;
+        END IF;
+        SELECT array_agg(p.task), array_agg(p.resource), array_agg(p.exclusive), array_agg(p.granted)
+        INTO entries, names, modes, grants FROM reservation_place(entries, names, modes) p;
+        SELECT array_agg(coalesce(b.n, 0) ORDER BY i) INTO blocked
+        FROM generate_subscripts(ids, 1) i
+        LEFT JOIN (SELECT e.t, count(*) AS n FROM unnest(entries, grants) e (t, granted)
+                   WHERE NOT e.granted GROUP BY e.t) b ON b.t = i;
     END IF;
 
     RETURN QUERY
-    WITH entry AS MATERIALIZED (
-        SELECT * FROM reservation_place(entries, names, modes)
-    ), blocked AS MATERIALIZED (
-        SELECT e.task, count(*) FILTER (WHERE NOT e.granted) AS on_n FROM entry e GROUP BY e.task
-    ), record AS MATERIALIZED (
-        SELECT u.t, array_agg(CASE WHEN u.x THEN u.r ELSE 'shared:' || u.r END ORDER BY NOT u.x, u.o) AS reserved,
-               bool_or(u.x AND u.r = domain) AS owns_domain
-        FROM unnest(reserving, resources, exclusives) WITH ORDINALITY u (t, r, x, o) GROUP BY u.t
-    ), new AS (
-        INSERT INTO task AS t (id, kind, args, logging_cid, task_group, priority, immediate, deferred, not_before,
+    WITH new AS (
+        INSERT INTO task AS t (id, kind, args, logging_cid, task_group, priority, rank, immediate, deferred, not_before,
             parent_task, reserved_resources_record, state, app_lock, attempt,
             blocked_on, unblocked_at, started_at, finished_at, error)
-        SELECT n.id, kind_ids[n.kind], n.args::json, n.cid, n.in_group, n.priority, n.immediate, n.deferred, n.not_before,
-            parent, CASE WHEN r.owns_domain THEN r.reserved ELSE r.reserved || ('shared:' || domain) END,
+        SELECT n.id, kind_ids[n.kind], n.args::json, n.cid, n.in_group, n.priority, CASE WHEN n.immediate THEN -100000 ELSE 0 END - n.priority, n.immediate, n.deferred, n.not_before,
+            parent, coalesce(n.reserved::text[], ARRAY['shared:' || domain]),
             s.state, CASE s.state WHEN 'running' THEN dispatcher END, (s.state = 'running')::int,
             n.blocked_on, CASE n.blocked_on WHEN 0 THEN n.at END,
             CASE s.state WHEN 'running' THEN n.at END,
             CASE s.state WHEN 'canceled' THEN n.at END,
             CASE s.state WHEN 'canceled' THEN busy END
-        FROM (SELECT u.*, CASE WHEN u.due THEN coalesce(b.on_n, 0) END AS blocked_on, clock_timestamp() AS at
-              FROM unnest(ids, kinds, arguments, cids, groups, priorities, immediates, deferreds, not_befores, due)
-                  WITH ORDINALITY u (id, kind, args, cid, in_group, priority, immediate, deferred, not_before, due, o)
-              LEFT JOIN blocked b ON b.task = u.o) n
-        LEFT JOIN record r ON r.t = n.o
+        FROM (SELECT u.*, CASE WHEN due IS NULL OR due[u.o] THEN coalesce(blocked[u.o], 0) END AS blocked_on,
+                  nullif(records[u.o], '{}') AS reserved, clock_timestamp() AS at
+              FROM unnest(ids, kinds, arguments, cids, groups, priorities, immediates, deferreds, not_befores)
+                  WITH ORDINALITY u (id, kind, args, cid, in_group, priority, immediate, deferred, not_before, o)
+              OFFSET 0) n
         CROSS JOIN LATERAL (SELECT CASE
             WHEN n.immediate AND n.blocked_on = 0 AND run_here THEN 'running'
             WHEN NOT n.deferred AND n.blocked_on > 0 THEN 'canceled'
-            ELSE 'waiting' END::task_state AS state) s
-        ORDER BY n.o
+            ELSE 'waiting' END::task_state AS state OFFSET 0) s
         RETURNING t.id, t.seq, t.state, t.created_at
     ), placed AS (
         INSERT INTO task_reservation (resource, seq, task, exclusive, granted)
         SELECT e.resource, new.seq, new.id, e.exclusive, e.granted
-        FROM entry e JOIN new ON new.id = ids[e.task]
+        FROM unnest(entries, names, modes, grants) e (task, resource, exclusive, granted) JOIN new ON new.id = ids[e.task]
         WHERE new.state <> 'canceled'
     )
     SELECT new.id, new.state, new.created_at FROM new;
 
+    IF cardinality(owned) > 0 THEN
+        PERFORM domain_shares_drop(); -- the owner may have been canceled
+    END IF;
     IF schedule IS NOT NULL THEN
         UPDATE task_schedule s SET next_dispatch = schedule_next, last_task = ids[1]
         WHERE s.id = schedule AND s.next_dispatch = schedule_due
@@ -299,10 +354,12 @@ COMMENT ON FUNCTION task_reserves IS 'What these tasks reserve, one row per task
 
 -- +goose StatementBegin
 CREATE FUNCTION task_enqueue_due(most int) RETURNS int LANGUAGE plpgsql
-SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 DECLARE
-    ids   uuid[];
-    moved int;
+    ids       uuid[];
+    contended boolean;
+    owned     text[];
+    moved     int;
 BEGIN
     SELECT array_agg(d.id ORDER BY d.not_before, d.id) INTO ids
     FROM (SELECT t.id, t.not_before FROM task t
@@ -311,9 +368,11 @@ BEGIN
     IF ids IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM resource_lock_all(
-        ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r WHERE NOT r.exclusive),
-        ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r WHERE r.exclusive));
+    owned := ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r WHERE r.exclusive AND resource_is_domain(r.name));
+    contended := resource_lock_all(
+        ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r WHERE NOT r.exclusive AND NOT resource_is_domain(r.name)),
+        ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r WHERE r.exclusive AND NOT resource_is_domain(r.name)),
+        cardinality(owned) > 0);
     -- Whom another has locked, that one is moving.
     SELECT array_agg(l.id ORDER BY l.not_before, l.id) INTO ids
     FROM (SELECT t.id, t.not_before FROM task t
@@ -323,20 +382,24 @@ BEGIN
         RETURN 0;
     END IF;
     -- seq first, in the order of their due times: it is their place.
-    UPDATE task t SET seq = DEFAULT FROM unnest(ids) WITH ORDINALITY u (id, o) WHERE t.id = u.id;
+    FOR i IN 1 .. cardinality(ids) LOOP
+        UPDATE task t SET seq = DEFAULT WHERE t.id = ids[i];
+    END LOOP;
+    PERFORM domain_shares_write(d) FROM unnest(owned) d;
     WITH entry AS MATERIALIZED (
         SELECT * FROM reservation_place(
-            ARRAY(SELECT r.task FROM task_reserves(ids) r ORDER BY r.task, r.name),
-            ARRAY(SELECT r.name FROM task_reserves(ids) r ORDER BY r.task, r.name),
-            ARRAY(SELECT r.exclusive FROM task_reserves(ids) r ORDER BY r.task, r.name))
+            ARRAY(SELECT r.task FROM task_reserves(ids) r WHERE contended OR cardinality(owned) > 0 OR NOT resource_is_domain(r.name) ORDER BY r.task, r.name),
+            ARRAY(SELECT r.name FROM task_reserves(ids) r WHERE contended OR cardinality(owned) > 0 OR NOT resource_is_domain(r.name) ORDER BY r.task, r.name),
+            ARRAY(SELECT r.exclusive FROM task_reserves(ids) r WHERE contended OR cardinality(owned) > 0 OR NOT resource_is_domain(r.name) ORDER BY r.task, r.name))
     ), placed AS (
         INSERT INTO task_reservation (resource, seq, task, exclusive, granted)
-        SELECT e.resource, t.seq, t.id, e.exclusive, e.granted FROM entry e JOIN task t ON t.id = ids[e.task]
+        SELECT e.resource, t.seq, t.id, e.exclusive, e.granted FROM entry e
+        CROSS JOIN LATERAL (SELECT k.seq, k.id FROM task k WHERE k.id = ids[e.task] LIMIT 1) t
     ), queued AS (
         UPDATE task t SET blocked_on = b.on_n, unblocked_at = CASE b.on_n WHEN 0 THEN clock_timestamp() END
         FROM (SELECT u.id, count(e.task) FILTER (WHERE NOT e.granted) AS on_n
               FROM unnest(ids) WITH ORDINALITY u (id, o) LEFT JOIN entry e ON e.task = u.o GROUP BY u.id) b
-        WHERE t.id = b.id
+        WHERE t.id = b.id AND t.id = ANY (ids)
         RETURNING 1
     )
     SELECT count(*) INTO moved FROM queued;
@@ -350,143 +413,183 @@ COMMENT ON FUNCTION task_enqueue_due IS
 -- Leaving the queues -----------------------------------------------------------------------------
 
 -- +goose StatementBegin
-CREATE FUNCTION task_queues_lock(ids uuid[]) RETURNS text[] LANGUAGE plpgsql AS $$
-DECLARE
-    weak   text[];
-    strong text[];
-    queues text[];
+CREATE FUNCTION domain_shares_drop() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    -- Leaving a queue in share matters to nobody unless an exclusive reservation is queued there.
-    SELECT coalesce(array_agg(n.name) FILTER (WHERE NOT n.exclusive AND NOT n.contended), '{}'),
-           coalesce(array_agg(n.name) FILTER (WHERE n.exclusive OR n.contended), '{}')
-    INTO weak, strong
-    FROM (SELECT r.name, bool_or(r.exclusive) AS exclusive, resource_contended(r.name) AS contended
-          FROM task_reserves(ids) r GROUP BY r.name) n;
-    PERFORM resource_lock_all(weak, strong);
-    IF EXISTS (SELECT FROM unnest(weak) w WHERE resource_contended(w)) THEN
+    IF (SELECT true FROM task_reservation r WHERE r.exclusive AND resource_is_domain(r.resource) LIMIT 1) THEN
+        RETURN;
+    END IF;
+    DELETE FROM task_reservation r WHERE resource_is_domain(r.resource);
+    UPDATE resource_lock l SET contended = false WHERE l.bucket < 0 AND l.contended;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION domain_shares_drop IS
+    'Deletes the shares of domains, which are all granted, if no exclusive reservation of one is queued any more. Costs O(queued reservations), once per such reservation, under all the stripes.';
+
+-- +goose StatementBegin
+CREATE FUNCTION task_leaving(ids uuid[], domains boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[],
+    OUT exclusive text[], OUT shared text[], OUT owned text[]) LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    SELECT coalesce(array_agg(n.name), '{}'), coalesce(array_agg(t.seq), '{}'), coalesce(array_agg(t.id), '{}'),
+           coalesce(array_agg(n.name) FILTER (WHERE n.name = r), '{}'),
+           coalesce(array_agg(n.name) FILTER (WHERE n.name <> r), '{}'),
+           coalesce(array_agg(r) FILTER (WHERE resource_is_domain(r)), '{}')
+    INTO names, seqs, tasks, exclusive, shared, owned
+    FROM task t CROSS JOIN LATERAL unnest(t.reserved_resources_record) r
+    CROSS JOIN LATERAL (SELECT CASE WHEN starts_with(r, 'shared:') THEN substr(r, 8) ELSE r END OFFSET 0) n (name)
+    WHERE t.id = ANY (ids) AND (domains OR NOT starts_with(r, 'shared:prn:core.domain:'));
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_leaving IS
+    'What these tasks reserve, shares of domains only if they have rows (domains). names, seqs and tasks are parallel: a resource, the place there, the task. exclusive and shared are the names by mode, which shared may repeat; owned are the domains among the exclusive ones.';
+
+-- +goose StatementBegin
+CREATE FUNCTION task_queues_lock(ids uuid[], OUT names text[], OUT seqs bigint[], OUT tasks uuid[], OUT freed text[],
+    OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    l    record := task_leaving(ids, false);
+    weak text[] := '{}';
+BEGIN
+    freed := l.exclusive;
+    owned := l.owned;
+    IF cardinality(l.shared) > 0 THEN
+        -- Leaving a queue in share matters to nobody unless an exclusive reservation is queued there.
+        SELECT freed || coalesce(array_agg(n.name) FILTER (WHERE n.contended), '{}'),
+               coalesce(array_agg(n.name) FILTER (WHERE NOT n.contended), '{}')
+        INTO freed, weak
+        FROM (SELECT s.name, resource_contended(s.name) AS contended
+              FROM (SELECT DISTINCT u FROM unnest(l.shared) u OFFSET 0) s (name) OFFSET 0) n;
+    END IF;
+    domains := cardinality(owned) > 0;
+    IF domains THEN
+        domains := resource_lock_all(weak, ARRAY(SELECT f FROM unnest(freed) f WHERE NOT resource_is_domain(f)), true) OR true;
+    ELSE
+        domains := resource_lock_all(weak, freed, false);
+    END IF;
+    IF domains THEN
+        l := task_leaving(ids, true);
+        freed := freed || ARRAY(SELECT DISTINCT u FROM unnest(l.shared) u WHERE resource_is_domain(u));
+    END IF;
+    IF cardinality(weak) > 0 AND (SELECT bool_or(resource_contended(w)) FROM unnest(weak) w) THEN
         RAISE EXCEPTION 'an exclusive reservation came in between' USING ERRCODE = 'serialization_failure';
     END IF;
-    SELECT coalesce(array_agg(q), '{}') INTO queues FROM unnest(weak || strong) q
-    WHERE (SELECT true FROM task_reservation r WHERE r.resource = q LIMIT 1);
-    RETURN queues;
+    names := l.names;
+    seqs := l.seqs;
+    tasks := l.tasks;
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_lock IS
-    'Locks the queues that these tasks may leave, and returns those that are not empty. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
+    'Locks the queues that these tasks may leave, and answers as task_leaving does; freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_queues_leave(ids uuid[], queues text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION task_queues_leave(names text[], seqs bigint[], tasks uuid[], freed text[], owned text[], ended uuid[])
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    freed   text[];
+    places  tid[];
     granted uuid[];
-    counts  int[];
 BEGIN
-    IF cardinality(queues) = 0 OR cardinality(ids) = 0 THEN
+    IF cardinality(names) = 0 THEN
         RETURN;
     END IF;
     -- By ctid, found one by one: under the locks nobody else changes these rows.
-    WITH gone AS (
-        DELETE FROM task_reservation r WHERE r.ctid = ANY (ARRAY(
-            SELECT own.ctid FROM task_reserves(ids) l
-            CROSS JOIN LATERAL (SELECT o.ctid FROM task_reservation o
-                                WHERE o.resource = l.name AND o.seq = l.seq LIMIT 1) own
-            WHERE l.name = ANY (queues)))
-        RETURNING r.resource
-    )
-    SELECT array_agg(DISTINCT g.resource) INTO freed FROM gone g;
+    DELETE FROM task_reservation r WHERE r.ctid = ANY (ARRAY(
+        SELECT own.ctid FROM unnest(names, seqs, tasks) u (name, seq, task)
+        CROSS JOIN LATERAL (SELECT o.ctid FROM task_reservation o
+                            WHERE o.resource = u.name AND o.seq = u.seq LIMIT 1) own
+        WHERE ended IS NULL OR u.task = ANY (ended)));
     -- The longest compatible prefix of each queue: its first pending reservation, if nothing that
     -- excludes it stands before it, and behind a shared one the further shared ones up to the first
     -- exclusive one. Read from the pending one, never through the granted ones: depth does not matter.
-    WITH compatible AS (
-        SELECT f.resource, p.seq AS first,
-               CASE WHEN p.exclusive THEN p.seq
-                    ELSE coalesce((SELECT r.seq - 1 FROM task_reservation r
-                                   WHERE r.resource = f.resource AND NOT r.granted AND r.exclusive
-                                   ORDER BY r.seq LIMIT 1), 9223372036854775807) END AS last
-        FROM unnest(freed) f (resource)
-        CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
-                            WHERE r.resource = f.resource AND NOT r.granted ORDER BY r.seq LIMIT 1) p
-        CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
-                            WHERE r.resource = f.resource ORDER BY r.seq LIMIT 1) head
-        WHERE p.seq = head.seq OR NOT (p.exclusive OR head.exclusive)
-    ), grants AS (
-        UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (ARRAY(
-            SELECT n.ctid FROM compatible c
-            CROSS JOIN LATERAL (SELECT o.ctid FROM task_reservation o
-                                WHERE o.resource = c.resource AND NOT o.granted AND o.seq BETWEEN c.first AND c.last
-                                OFFSET 0) n))
-        RETURNING r.task
-    )
-    SELECT array_agg(g.task ORDER BY g.task), array_agg(g.n ORDER BY g.task) INTO granted, counts
-    FROM (SELECT task, count(*)::int AS n FROM grants GROUP BY task) g;
-    -- Another release may free the same task at the same time: the row lock makes the second see
-    -- the first's count.
-    UPDATE task t SET blocked_on = t.blocked_on - counts[width_bucket(t.id, granted)],
-        unblocked_at = CASE t.blocked_on WHEN counts[width_bucket(t.id, granted)] THEN clock_timestamp() END
-    WHERE t.id = ANY (granted);
+    SELECT array_agg(n.ctid), array_agg(n.task) INTO places, granted
+    FROM (SELECT DISTINCT u FROM unnest(freed) u) f (resource)
+    CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
+                        WHERE r.resource = f.resource AND NOT r.granted ORDER BY r.seq LIMIT 1) p
+    CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
+                        WHERE r.resource = f.resource ORDER BY r.seq LIMIT 1) head
+    CROSS JOIN LATERAL (SELECT o.ctid, o.task FROM task_reservation o
+                        WHERE o.resource = f.resource AND NOT o.granted
+                          AND o.seq BETWEEN p.seq AND CASE WHEN p.exclusive THEN p.seq
+                              ELSE coalesce((SELECT x.seq - 1 FROM task_reservation x
+                                             WHERE x.resource = f.resource AND NOT x.granted AND x.exclusive
+                                             ORDER BY x.seq LIMIT 1), 9223372036854775807) END
+                        OFFSET 0) n
+    WHERE p.seq = head.seq OR NOT (p.exclusive OR head.exclusive);
+    IF places IS NOT NULL THEN
+        UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (places);
+        -- Another release may free the same task at the same time: the row lock makes the second see
+        -- the first's count.
+        UPDATE task t SET blocked_on = t.blocked_on - n.n,
+            unblocked_at = CASE t.blocked_on WHEN n.n THEN clock_timestamp() END
+        FROM (SELECT g.task, count(*) AS n FROM unnest(granted) g (task) GROUP BY g.task ORDER BY g.task) n
+        WHERE t.id = n.task AND t.id = ANY (granted);
+    END IF;
+    IF cardinality(owned) > 0 THEN
+        PERFORM domain_shares_drop();
+    END IF;
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_leave IS
-    'Takes the reservations of these tasks out of the queues and grants what that frees. Under the locks of task_queues_lock, whose answer is queues.';
+    'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. Under the locks of task_queues_lock.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states task_state[], results text[], errors text[])
-RETURNS TABLE (task_id uuid, task_state task_state, task_attempt int, recorded boolean) LANGUAGE plpgsql AS $$
+CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[])
+RETURNS TABLE (task_id uuid, task_state text, task_attempt int, recorded boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    queues text[] := task_queues_lock(ids);
-    ended  uuid[];
-    asked  task_state[];
-    ends   task_state[];
-    turns  int[];
+    leaving record := task_queues_lock(ids);
+    pauses  interval[]; -- before the next attempt, of those that get one
+    ended   uuid[];
+    strange boolean;
 BEGIN
-    PERFORM 1 FROM app_status a WHERE a.id = holder FOR KEY SHARE;
+    IF holder IS NOT NULL THEN
+        PERFORM 1 FROM app_status a WHERE a.id = holder FOR KEY SHARE;
+    END IF;
+    IF 'failed' = ANY (states) THEN
+        -- The exponent's bound keeps the product within what an interval can hold.
+        SELECT array_agg((SELECT least(least(k.backoff, interval '1 hour') * power(2, least(u.attempt - 1, 20)), interval '1 hour')
+                          FROM task_kind k WHERE k.id = (SELECT t.kind FROM task t WHERE t.id = u.id)
+                            AND u.attempt < k.max_attempts AND u.state = 'failed') ORDER BY u.o)
+        INTO pauses FROM unnest(ids, attempts, states) WITH ORDINALITY u (id, attempt, state, o);
+    END IF;
+    -- Named twice: the index finds the rows in the order of their ids, the join what belongs to each.
     WITH done AS (
-        UPDATE task t SET (state, app_lock, finished_at, result, error, not_before, blocked_on, unblocked_at) = (
-            SELECT CASE WHEN e.again THEN 'waiting' WHEN t.state = 'canceling' THEN 'canceled' ELSE states[e.i] END::task_state,
-                NULL::uuid,
-                CASE WHEN NOT e.again THEN clock_timestamp() END,
-                CASE WHEN t.state = 'running' AND states[e.i] = 'completed' THEN nullif(results[e.i], '')::json END,
-                CASE WHEN t.state = 'running' THEN nullif(errors[e.i], '')::json END,
-                CASE WHEN e.again THEN clock_timestamp() + e.pause ELSE t.not_before END,
-                CASE WHEN NOT e.again THEN t.blocked_on END,
-                CASE WHEN NOT e.again THEN t.unblocked_at END
-            FROM (SELECT n.i, n.pause, t.state = 'running' AND n.pause IS NOT NULL AS again
-                  FROM (SELECT m.i, CASE WHEN states[m.i] = 'failed' THEN (
-                            -- The exponent's bound keeps the product within what an interval can hold.
-                            SELECT least(least(k.backoff, interval '1 hour') * power(2, least(t.attempt - 1, 20)), interval '1 hour')
-                            FROM task_kind k WHERE k.id = t.kind AND t.attempt < k.max_attempts) END AS pause
-                        FROM (SELECT width_bucket(t.id, ids) AS i) m) n) e)
-        WHERE t.id = ANY (ids) AND t.app_lock IS NOT DISTINCT FROM holder
-          AND t.attempt = attempts[width_bucket(t.id, ids)] AND t.state IN ('running', 'canceling')
-        RETURNING t.id, t.attempt, t.state, states[width_bucket(t.id, ids)] AS asked
+        UPDATE task t SET app_lock = NULL,
+            state = CASE WHEN t.state = 'canceling' THEN 'canceled' WHEN u.pause IS NOT NULL THEN 'waiting' ELSE u.state END::task_state,
+            finished_at = CASE WHEN t.state = 'canceling' OR u.pause IS NULL THEN clock_timestamp() END,
+            result = CASE WHEN t.state = 'running' AND u.state = 'completed' THEN nullif(u.result, '')::json END,
+            error = CASE t.state WHEN 'running' THEN nullif(u.error, '')::json END,
+            not_before = CASE WHEN t.state = 'canceling' OR u.pause IS NULL THEN t.not_before ELSE clock_timestamp() + u.pause END,
+            blocked_on = CASE WHEN t.state = 'canceling' OR u.pause IS NULL THEN t.blocked_on END,
+            unblocked_at = CASE WHEN t.state = 'canceling' OR u.pause IS NULL THEN t.unblocked_at END
+        FROM unnest(ids, attempts, states, results, errors, pauses) u (id, attempt, state, result, error, pause)
+        WHERE t.id = u.id AND t.id = ANY (ids) AND t.app_lock IS NOT DISTINCT FROM holder AND t.attempt = u.attempt
+          AND t.state IN ('running', 'canceling')
+        RETURNING t.id, t.state::text <> u.state AS strange
     )
-    SELECT coalesce(array_agg(d.id ORDER BY d.id), '{}'), array_agg(d.asked ORDER BY d.id),
-        array_agg(d.state ORDER BY d.id), array_agg(d.attempt ORDER BY d.id)
-    INTO ended, asked, ends, turns FROM done d;
-
-    PERFORM task_queues_leave(ended, queues);
-    UPDATE progress_report p SET state = CASE ends[width_bucket(p.task_id, ended)]
-            WHEN 'waiting' THEN 'failed' ELSE ends[width_bucket(p.task_id, ended)] END
+    SELECT coalesce(array_agg(d.id), '{}'), bool_or(d.strange) INTO ended, strange FROM done d;
+    IF strange OR cardinality(ended) < cardinality(ids) THEN
+        FOR task_id, task_state, task_attempt, recorded IN
+            SELECT u.id, t.state::text, t.attempt, t.recorded
+            FROM unnest(ids, attempts, states, errors) u (id, attempt, state, error)
+            LEFT JOIN LATERAL (
+                SELECT k.state, k.attempt, k.attempt = u.attempt AND k.app_lock IS NULL
+                    AND (k.state = 'canceled' OR k.error::text IS NOT DISTINCT FROM nullif(u.error, ''))
+                    AND (k.state::text IN (u.state, 'canceled') OR (k.state = 'waiting' AND u.state = 'failed')) AS recorded
+                FROM task k WHERE k.id = u.id LIMIT 1) t ON true
+            WHERE t.recorded IS NOT TRUE OR t.state::text <> u.state
+        LOOP
+            recorded := recorded IS TRUE;
+            RETURN NEXT;
+        END LOOP;
+    END IF;
+    PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.owned,
+        CASE WHEN cardinality(ended) < cardinality(ids) THEN ended END);
+    UPDATE progress_report p SET state = (
+        SELECT CASE t.state WHEN 'waiting' THEN 'failed' ELSE t.state END FROM task t WHERE t.id = p.task_id)
     WHERE p.task_id = ANY (ended) AND p.state = 'running';
-
-    IF ends IS DISTINCT FROM asked THEN
-        RETURN QUERY
-        SELECT e.id, e.state, e.turn, true FROM unnest(ended, asked, ends, turns) e (id, asked, state, turn)
-        WHERE e.state <> e.asked;
-    END IF;
-    IF cardinality(ended) < cardinality(ids) THEN
-        RETURN QUERY
-        SELECT f.id, t.state, t.attempt,
-            coalesce(t.attempt = f.attempt AND t.app_lock IS NULL
-                AND (t.state = 'canceled' OR t.error::text IS NOT DISTINCT FROM nullif(f.error, ''))
-                AND (t.state IN (f.state, 'canceled') OR (t.state = 'waiting' AND f.state = 'failed')), false)
-        FROM unnest(ids, attempts, states, errors) f (id, attempt, state, error)
-        LEFT JOIN LATERAL (SELECT k.* FROM task k WHERE k.id = f.id LIMIT 1) t ON true
-        WHERE f.id <> ALL (ended);
-    END IF;
 END
 $$;
 -- +goose StatementEnd
@@ -496,20 +599,20 @@ COMMENT ON FUNCTION task_finish IS
 -- +goose StatementBegin
 CREATE FUNCTION task_cancel(ids uuid[]) RETURNS TABLE (task_id uuid, task_state task_state, changed boolean)
 LANGUAGE plpgsql
-SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
-    queues text[] := task_queues_lock(ids);
-    ended  uuid[];
-    asked  uuid[];
+    leaving record := task_queues_lock(ids);
+    fresh   record;
+    ended   uuid[];
+    asked   uuid[];
 BEGIN
     PERFORM 1 FROM app_status a
     WHERE a.id = ANY (ARRAY(SELECT t.app_lock FROM task t WHERE t.id = ANY (ids) AND t.app_lock IS NOT NULL))
     ORDER BY a.id FOR KEY SHARE;
     PERFORM 1 FROM task t WHERE t.id = ANY (ids) ORDER BY t.id FOR NO KEY UPDATE;
-    -- A task that was not due may have entered a queue in share while its row was waited for.
-    queues := queues || ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r
-        WHERE r.name <> ALL (queues) AND (SELECT true FROM task_reservation x WHERE x.resource = r.name LIMIT 1));
+    -- A task that was not due may have entered its queues while locks were waited for.
+    fresh := task_leaving(ids, leaving.domains);
     WITH done AS (
         UPDATE task t SET state = 'canceled', finished_at = clock_timestamp(), error = NULL
         WHERE t.id = ANY (ids) AND t.state = 'waiting' AND t.app_lock IS NULL
@@ -520,7 +623,7 @@ BEGIN
         UPDATE task t SET state = 'canceling' WHERE t.id = ANY (ids) AND t.state = 'running' RETURNING t.id
     )
     SELECT coalesce(array_agg(d.id), '{}') INTO asked FROM told d;
-    PERFORM task_queues_leave(ended, queues);
+    PERFORM task_queues_leave(fresh.names, fresh.seqs, fresh.tasks, leaving.freed, leaving.owned, ended);
     RETURN QUERY SELECT t.id, t.state, t.id = ANY (ended || asked) FROM task t WHERE t.id = ANY (ids) ORDER BY t.id;
 END
 $$;
@@ -531,7 +634,7 @@ COMMENT ON FUNCTION task_cancel IS
 -- +goose StatementBegin
 CREATE FUNCTION task_abandoned_finish(most int, error text)
 RETURNS TABLE (task_id uuid, task_state task_state) LANGUAGE plpgsql
-SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
     ids      uuid[];
@@ -539,11 +642,11 @@ DECLARE
 BEGIN
     SELECT array_agg(a.id ORDER BY a.id), array_agg(a.attempt ORDER BY a.id) INTO ids, attempts
     FROM (SELECT t.id, t.attempt FROM task t
-          WHERE t.app_lock IS NULL AND t.state IN ('running', 'canceling') ORDER BY t.id LIMIT most) a;
+          WHERE (t.app_lock IS NULL AND t.state = 'canceling') OR (t.app_lock IS NULL AND t.state = 'running') LIMIT most) a;
     IF ids IS NULL THEN
         RETURN;
     END IF;
-    PERFORM task_finish(NULL, ids, attempts, array_fill('failed'::task_state, ARRAY[cardinality(ids)]),
+    PERFORM task_finish(NULL, ids, attempts, array_fill('failed'::text, ARRAY[cardinality(ids)]),
         array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]));
     RETURN QUERY SELECT t.id, t.state FROM task t WHERE t.id = ANY (ids) AND t.state NOT IN ('running', 'canceling');
 END
@@ -557,11 +660,11 @@ COMMENT ON FUNCTION task_abandoned_finish IS
 -- +goose StatementBegin
 CREATE FUNCTION task_turn(
     worker uuid, known int[], runnable int[], wanted int, recovering boolean, holding uuid[],
-    ids uuid[], attempts int[], states task_state[], results text[], errors text[])
-RETURNS TABLE (event text, task_id uuid, task_kind int, task_state task_state, task_attempt int, recorded boolean,
+    ids uuid[], attempts int[], states text[], results text[], errors text[])
+RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
     created timestamptz, due_in double precision) LANGUAGE plpgsql
-SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $$
+SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
     next    record;
@@ -573,16 +676,16 @@ DECLARE
 BEGIN
     IF cardinality(ids) > 0 THEN
         RETURN QUERY
-        SELECT 'finish', f.task_id, NULL::int, f.task_state, f.task_attempt, f.recorded,
-            NULL::text, NULL::text, NULL::uuid, NULL::uuid, NULL::boolean, NULL::text[], NULL::timestamptz, NULL::float8
+        SELECT 'finish', f.task_id, 0, f.task_state, coalesce(f.task_attempt, 0), f.recorded,
+            '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
         FROM task_finish(worker, ids, attempts, states, results, errors) f;
     END IF;
 
     IF recovering THEN
         RETURN QUERY
-        SELECT 'claim', t.id, t.kind, t.state, t.attempt, NULL::boolean,
+        SELECT 'claim', t.id, t.kind, '', t.attempt, false,
             t.args::text, t.logging_cid, t.task_group, t.parent_task, t.immediate, t.reserved_resources_record,
-            t.created_at, NULL::float8
+            t.created_at, 0::float8
         FROM task t WHERE t.app_lock = worker AND t.id <> ALL (holding)
           -- What was started as it was dispatched runs inside the dispatcher's call, not in a slot.
           AND t.started_at <> t.unblocked_at;
@@ -610,47 +713,54 @@ BEGIN
             WHERE t.state = 'waiting' AND t.blocked_on = 0 AND (t.kind, t.rank) > (next.kind, next.rank)
             ORDER BY t.kind, t.rank, t.seq LIMIT 1;
         END LOOP;
+        IF cardinality(kinds) > 1 THEN
+            SELECT array_agg(u.kind ORDER BY u.rank, u.head), array_agg(u.rank ORDER BY u.rank, u.head) INTO kinds, ranks
+            FROM unnest(kinds, ranks, heads) u (kind, rank, head);
+        END IF;
 
-        FOR next IN SELECT u.kind, u.rank FROM unnest(kinds, ranks, heads) u (kind, rank, head) ORDER BY u.rank, u.head LOOP
+        FOR i IN 1 .. cardinality(kinds) LOOP
             EXIT WHEN wanted <= 0;
+            -- By ctid: the rows are locked as they were found.
             RETURN QUERY
             UPDATE task t SET app_lock = worker, state = 'running', attempt = t.attempt + 1, started_at = clock_timestamp()
-            WHERE t.id = ANY (ARRAY(
-                      SELECT c.id FROM task c
-                      WHERE c.state = 'waiting' AND c.blocked_on = 0 AND c.kind = next.kind AND c.rank = next.rank
+            WHERE t.ctid = ANY (ARRAY(
+                      SELECT c.ctid FROM task c
+                      WHERE c.state = 'waiting' AND c.blocked_on = 0 AND c.kind = kinds[i] AND c.rank = ranks[i]
                       ORDER BY c.seq LIMIT wanted FOR NO KEY UPDATE SKIP LOCKED))
               AND t.state = 'waiting' AND t.app_lock IS NULL
-            RETURNING 'claim', t.id, t.kind, t.state, t.attempt, NULL::boolean,
+            RETURNING 'claim', t.id, t.kind, '', t.attempt, false,
                 t.args::text, t.logging_cid, t.task_group, t.parent_task, t.immediate, t.reserved_resources_record,
-                t.created_at, NULL::float8;
+                t.created_at, 0::float8;
             GET DIAGNOSTICS claimed = ROW_COUNT;
             wanted := wanted - claimed;
         END LOOP;
 
-        RETURN QUERY
-        SELECT 'kind', NULL::uuid, k, NULL::task_state, NULL::int, NULL::boolean,
-            NULL::text, NULL::text, NULL::uuid, NULL::uuid, NULL::boolean, NULL::text[], NULL::timestamptz, NULL::float8
-        FROM unnest(strange) k;
+        IF cardinality(strange) > 0 THEN
+            RETURN QUERY
+            SELECT 'kind', NULL::uuid, k, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
+            FROM unnest(strange) k;
+        END IF;
 
-        RETURN QUERY
-        SELECT 'due', NULL::uuid, NULL::int, NULL::task_state, NULL::int, NULL::boolean,
-            NULL::text, NULL::text, NULL::uuid, NULL::uuid, NULL::boolean, NULL::text[], NULL::timestamptz,
-            extract(epoch FROM d.not_before - clock_timestamp())::float8
-        FROM (SELECT t.not_before FROM task t
-              WHERE t.state = 'waiting' AND t.blocked_on IS NULL ORDER BY t.not_before LIMIT 1) d;
+        IF wanted > 0 THEN
+            RETURN QUERY
+            SELECT 'due', NULL::uuid, 0, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz,
+                extract(epoch FROM d.not_before - clock_timestamp())::float8
+            FROM (SELECT t.not_before FROM task t
+                  WHERE t.state = 'waiting' AND t.blocked_on IS NULL ORDER BY t.not_before LIMIT 1) d;
+        END IF;
     END IF;
 
     RETURN QUERY
-    SELECT 'cancel', t.id, NULL::int, t.state, t.attempt, NULL::boolean,
-        NULL::text, NULL::text, NULL::uuid, NULL::uuid, NULL::boolean, NULL::text[], NULL::timestamptz, NULL::float8
+    SELECT 'cancel', t.id, 0, t.state::text, t.attempt, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
     FROM task t WHERE t.app_lock = worker AND t.state = 'canceling';
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells when the next task is due in seconds (due), and which of its tasks are to be canceled (cancel). When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and which of its tasks are to be canceled (cancel). When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- +goose Down
-DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finish, task_queues_leave, task_queues_lock,
-    task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
+DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finish, task_queues_leave, task_queues_lock, task_leaving,
+    domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
     resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
+
