@@ -174,6 +174,7 @@ var senderFiles = map[string]string{
 	"internal/localpg/bouncer.go":   "asks PgBouncer's console",
 	"internal/localpg/server.go":    "makes databases, on a server of its own",
 	"internal/migrate/version.go":   "reads goose's table, which sqlc does not know",
+	"internal/textwire/textwire.go": "hands on what package db sends",
 }
 
 // advisers are the files that have SQL to show, which nothing sends.
