@@ -510,7 +510,7 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
     r.created::timestamptz AS created_at, r.due_in::float8 AS due_in
 FROM task_turn(
     $1::uuid, $2::int[], $3::int[], $4::int, $5::bool, $6::uuid[],
-    $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[])
+    $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[], $12::bool, $13::bool)
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in)
 `
@@ -527,6 +527,8 @@ type TaskTurnParams struct {
 	States     []string
 	Results    []string
 	Errors     []string
+	Bare       bool
+	Quick      bool
 }
 
 type TaskTurnRow struct {
@@ -561,6 +563,8 @@ func (q *Queries) TaskTurn(ctx context.Context, db DBTX, arg TaskTurnParams) ([]
 		arg.States,
 		arg.Results,
 		arg.Errors,
+		arg.Bare,
+		arg.Quick,
 	)
 	if err != nil {
 		return nil, err

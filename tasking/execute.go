@@ -36,6 +36,8 @@ type Outcome struct {
 	State  State
 	Result json.RawMessage
 	Error  *Error
+	// Reported says that the attempt has made progress reports.
+	Reported bool
 }
 
 // Execute runs the function of a claimed task in this goroutine, for whoever holds the task, and
@@ -62,6 +64,7 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan stru
 	run.Log = slog.New((*runHandler)(run))
 
 	out := c.call(ctx, e, run)
+	out.Reported = run.reported()
 
 	if run.unsaved() {
 		c.saveLast(ctx, run)
@@ -151,6 +154,7 @@ func (c *Client) runImmediate(ctx, held context.Context, by caller, p db.TaskDis
 	out := c.Execute(running, *by.holder, by.lost, claim)
 	ends, err := c.finish(held, *by.holder, claim, out)
 	if failed, ok := RefusedOutcome(err); ok {
+		failed.Reported = out.Reported
 		out = failed
 		ends, err = c.finish(held, *by.holder, claim, out)
 	}
@@ -191,7 +195,7 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 		return c.q.TaskTurn(ctx, textwire.Over(c.db), db.TaskTurnParams{
 			Worker: pgUUID(holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 			IDs: []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
-			Results: []string{string(out.Result)}, Errors: []string{failed},
+			Results: []string{string(out.Result)}, Errors: []string{failed}, Bare: claim.Bare(out), Quick: true,
 		})
 	})
 	if err != nil {

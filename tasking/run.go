@@ -33,6 +33,12 @@ type Claim struct {
 	CreatedAt time.Time
 }
 
+// Bare tells of an attempt that ended with out, that to record it needs no look at queues and reports: it
+// reserves nothing but a share of its domain, and has made no reports.
+func (c Claim) Bare(out Outcome) bool {
+	return !out.Reported && len(c.Reserved) == 1 && c.Reserved[0] == "shared:"+Domain
+}
+
 // Run is what a task function knows of its own task. Its methods write only while the process holds
 // the task; afterwards they return ErrLockLost. They may be used by many goroutines.
 type Run struct {
@@ -191,6 +197,13 @@ func (p *Progress) save(ctx context.Context) error {
 	}
 	p.saved, p.dirty = time.Now(), false
 	return nil
+}
+
+// reported reports whether there are progress reports.
+func (r *Run) reported() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.reports) > 0
 }
 
 // unsaved reports whether throttling has held anything back.

@@ -47,7 +47,8 @@ type shift struct {
 	full     bool // the last turn claimed all of many that it asked for
 	// turning is how many turns are under way, and asked what they ask for together.
 	turning, asked int
-	redraw         bool // the pause ends with another one, not with a turn
+	looked         time.Time // when a turn last asked what is to be canceled
+	redraw         bool      // the pause ends with another one, not with a turn
 	dueIn          time.Duration
 
 	crew   *crew
@@ -211,8 +212,11 @@ func (s *shift) free() int { return s.w.cfg.Concurrency - len(s.slots) - len(s.u
 // pause is how long to sleep now. Running tasks bound it, so that their cancellation is seen in time;
 // with all slots full there is nothing to poll for.
 func (s *shift) pause(stopping bool) time.Duration {
-	look := pacing.Look(s.app.Online())
+	look := max(pacing.Look(s.app.Online())-time.Since(s.looked), 0)
 	s.redraw = false
+	if len(s.slots) == 0 {
+		look = pacing.Look(s.app.Online())
+	}
 	if s.free() <= 0 || stopping {
 		return look
 	}
@@ -253,6 +257,9 @@ func (s *shift) take(life context.Context, t turn) error {
 	// The process may have been paused since the turn was sent.
 	if !s.app.Leased() {
 		return appstatus.ErrLost
+	}
+	if t.looks {
+		s.looked = time.Now()
 	}
 	if t.failures == s.failures { // else it was sent before the last failure
 		s.failures, s.refused = 0, false
@@ -308,6 +315,7 @@ func (s *shift) isolate(t turn) {
 	}
 	s.singly = true
 	if len(t.sent) == 1 {
+		failed.Reported = s.unsent[0].outcome.Reported
 		s.unsent[0].outcome = failed
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/pacing"
 	"github.com/pithworks/pith/internal/textwire"
 	"github.com/pithworks/pith/tasking"
 )
@@ -20,6 +21,8 @@ import (
 type turn struct {
 	sent   []*slot
 	wanted int
+	// looks: it also asks what is to be canceled.
+	looks bool
 	// failures is how many turns in a row had failed when it was sent.
 	failures int
 	rows     []db.TaskTurnRow
@@ -64,6 +67,12 @@ func (s *shift) another() bool {
 		s.free()+len(s.unsent)-s.asked >= s.part()
 }
 
+// looks reports whether the next turn is to ask what is to be canceled: half the time early, since it
+// leaves anyhow.
+func (s *shift) looks() bool {
+	return len(s.slots) > 0 && time.Since(s.looked) >= pacing.Look(s.app.Online())/2
+}
+
 // turn sends one turn in the background; its answer comes on turned.
 func (s *shift) turn(life context.Context, stopping bool) {
 	most := turnMost
@@ -71,7 +80,7 @@ func (s *shift) turn(life context.Context, stopping bool) {
 		most = 1
 	}
 	most = min(most, len(s.unsent))
-	t := turn{sent: s.unsent[:most:most], failures: s.failures}
+	t := turn{sent: s.unsent[:most:most], failures: s.failures, looks: s.looks()}
 	s.unsent = slices.Clone(s.unsent[most:])
 	if !stopping {
 		t.wanted = max(min(s.free()-s.asked, s.part()), 0)
@@ -124,6 +133,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
 		Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 		IDs: []pgtype.UUID{}, Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
+		Bare: true, Quick: !t.looks,
 	}
 	for id, k := range s.kinds {
 		p.Known = append(p.Known, id)
@@ -153,6 +163,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		p.States = append(p.States, string(e.outcome.State))
 		p.Results = append(p.Results, string(e.outcome.Result))
 		p.Errors = append(p.Errors, failed)
+		p.Bare = p.Bare && e.claim.Bare(e.outcome)
 	}
 	return p, nil
 }

@@ -18,7 +18,7 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
     r.created::timestamptz AS created_at, r.due_in::float8 AS due_in
 FROM task_turn(
     @worker::uuid, @known::int[], @runnable::int[], @wanted::int, @recovering::bool, @holding::uuid[],
-    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[])
+    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], @bare::bool, @quick::bool)
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in);
 

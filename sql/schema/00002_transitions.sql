@@ -445,12 +445,20 @@ COMMENT ON FUNCTION task_leaving IS
     'What these tasks reserve, shares of domains only if they have rows (domains). names, seqs and tasks are parallel: a resource, the place there, the task. exclusive and shared are the names by mode, which shared may repeat; owned are the domains among the exclusive ones.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_queues_lock(ids uuid[], OUT names text[], OUT seqs bigint[], OUT tasks uuid[], OUT freed text[],
+CREATE FUNCTION task_queues_lock(ids uuid[], bare boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[], OUT freed text[],
     OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
 DECLARE
-    l    record := task_leaving(ids, false);
+    l    record;
     weak text[] := '{}';
 BEGIN
+    IF bare AND NOT resource_lock_all('{}', '{}', false) THEN
+        names := '{}';
+        freed := '{}';
+        owned := '{}';
+        domains := false;
+        RETURN;
+    END IF;
+    l := task_leaving(ids, false);
     freed := l.exclusive;
     owned := l.owned;
     IF cardinality(l.shared) > 0 THEN
@@ -463,7 +471,7 @@ BEGIN
     END IF;
     domains := cardinality(owned) > 0;
     IF domains THEN
-        domains := resource_lock_all(weak, ARRAY(SELECT f FROM unnest(freed) f WHERE NOT resource_is_domain(f)), true) OR true;
+        PERFORM resource_lock_all(weak, ARRAY(SELECT f FROM unnest(freed) f WHERE NOT resource_is_domain(f)), true);
     ELSE
         domains := resource_lock_all(weak, freed, false);
     END IF;
@@ -481,7 +489,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_lock IS
-    'Locks the queues that these tasks may leave, and answers as task_leaving does; freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
+    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_queues_leave(names text[], seqs bigint[], tasks uuid[], freed text[], owned text[], ended uuid[])
@@ -535,11 +543,10 @@ COMMENT ON FUNCTION task_queues_leave IS
     'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. Under the locks of task_queues_lock.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[])
-RETURNS TABLE (task_id uuid, task_state text, task_attempt int, recorded boolean) LANGUAGE plpgsql AS $$
-#variable_conflict use_column
+CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean)
+RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    leaving record := task_queues_lock(ids);
+    leaving record := task_queues_lock(ids, bare);
     pauses  interval[]; -- before the next attempt, of those that get one
     ended   uuid[];
     strange boolean;
@@ -570,31 +577,37 @@ BEGIN
         RETURNING t.id, t.state::text <> u.state AS strange
     )
     SELECT coalesce(array_agg(d.id), '{}'), bool_or(d.strange) INTO ended, strange FROM done d;
-    IF strange OR cardinality(ended) < cardinality(ids) THEN
-        FOR task_id, task_state, task_attempt, recorded IN
-            SELECT u.id, t.state::text, t.attempt, t.recorded
-            FROM unnest(ids, attempts, states, errors) u (id, attempt, state, error)
-            LEFT JOIN LATERAL (
-                SELECT k.state, k.attempt, k.attempt = u.attempt AND k.app_lock IS NULL
-                    AND (k.state = 'canceled' OR k.error::text IS NOT DISTINCT FROM nullif(u.error, ''))
-                    AND (k.state::text IN (u.state, 'canceled') OR (k.state = 'waiting' AND u.state = 'failed')) AS recorded
-                FROM task k WHERE k.id = u.id LIMIT 1) t ON true
-            WHERE t.recorded IS NOT TRUE OR t.state::text <> u.state
-        LOOP
-            recorded := recorded IS TRUE;
-            RETURN NEXT;
-        END LOOP;
+    IF cardinality(leaving.names) > 0 THEN
+        PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.owned,
+            CASE WHEN cardinality(ended) < cardinality(ids) THEN ended END);
     END IF;
-    PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.owned,
-        CASE WHEN cardinality(ended) < cardinality(ids) THEN ended END);
-    UPDATE progress_report p SET state = (
-        SELECT CASE t.state WHEN 'waiting' THEN 'failed' ELSE t.state END FROM task t WHERE t.id = p.task_id)
-    WHERE p.task_id = ANY (ended) AND p.state = 'running';
+    IF NOT bare THEN
+        UPDATE progress_report p SET state = (
+            SELECT CASE t.state WHEN 'waiting' THEN 'failed' ELSE t.state END FROM task t WHERE t.id = p.task_id)
+        WHERE p.task_id = ANY (ended) AND p.state = 'running';
+    END IF;
+    RETURN strange IS NOT FALSE OR cardinality(ended) < cardinality(ids);
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_finish IS
-    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. Returns those that did not end as asked; recorded is false where nothing was written, because the lock is lost. Sent twice, the second is recorded, too.';
+    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. bare: they reserve nothing but a share of their domain, and have no progress reports. Answers whether some did not end as asked: see task_finished.';
+
+-- +goose StatementBegin
+CREATE FUNCTION task_finished(ids uuid[], attempts int[], states text[], errors text[])
+RETURNS TABLE (task_id uuid, task_state text, task_attempt int, recorded boolean) LANGUAGE sql STABLE AS $$
+    SELECT u.id, t.state::text, t.attempt, t.recorded IS TRUE
+    FROM unnest(ids, attempts, states, errors) u (id, attempt, state, error)
+    LEFT JOIN LATERAL (
+        SELECT k.state, k.attempt, k.attempt = u.attempt AND k.app_lock IS NULL
+            AND (k.state = 'canceled' OR k.error::text IS NOT DISTINCT FROM nullif(u.error, ''))
+            AND (k.state::text IN (u.state, 'canceled') OR (k.state = 'waiting' AND u.state = 'failed')) AS recorded
+        FROM task k WHERE k.id = u.id LIMIT 1) t ON true
+    WHERE t.recorded IS NOT TRUE OR t.state::text <> u.state
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_finished IS
+    'Which of these attempts have not ended as was asked. recorded is false where nothing was written, because the lock is lost. Sent twice, the second is recorded, too.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_cancel(ids uuid[]) RETURNS TABLE (task_id uuid, task_state task_state, changed boolean)
@@ -602,7 +615,7 @@ LANGUAGE plpgsql
 SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
-    leaving record := task_queues_lock(ids);
+    leaving record := task_queues_lock(ids, false);
     fresh   record;
     ended   uuid[];
     asked   uuid[];
@@ -647,7 +660,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM task_finish(NULL, ids, attempts, array_fill('failed'::text, ARRAY[cardinality(ids)]),
-        array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]));
+        array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]), false);
     RETURN QUERY SELECT t.id, t.state FROM task t WHERE t.id = ANY (ids) AND t.state NOT IN ('running', 'canceling');
 END
 $$;
@@ -660,7 +673,7 @@ COMMENT ON FUNCTION task_abandoned_finish IS
 -- +goose StatementBegin
 CREATE FUNCTION task_turn(
     worker uuid, known int[], runnable int[], wanted int, recovering boolean, holding uuid[],
-    ids uuid[], attempts int[], states text[], results text[], errors text[])
+    ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean, quick boolean)
 RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
     created timestamptz, due_in double precision) LANGUAGE plpgsql
@@ -674,11 +687,11 @@ DECLARE
     heads   bigint[] := '{}';
     strange int[] := '{}';
 BEGIN
-    IF cardinality(ids) > 0 THEN
+    IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, bare) THEN
         RETURN QUERY
-        SELECT 'finish', f.task_id, 0, f.task_state, coalesce(f.task_attempt, 0), f.recorded,
+        SELECT 'finish', f.task_id, 0, coalesce(f.task_state, ''), coalesce(f.task_attempt, 0), f.recorded,
             '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
-        FROM task_finish(worker, ids, attempts, states, results, errors) f;
+        FROM task_finished(ids, attempts, states, errors) f;
     END IF;
 
     IF recovering THEN
@@ -750,17 +763,19 @@ BEGIN
         END IF;
     END IF;
 
-    RETURN QUERY
-    SELECT 'cancel', t.id, 0, t.state::text, t.attempt, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
-    FROM task t WHERE t.app_lock = worker AND t.state = 'canceling';
+    IF NOT quick THEN
+        RETURN QUERY
+        SELECT 'cancel', t.id, 0, t.state::text, t.attempt, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
+        FROM task t WHERE t.app_lock = worker AND t.state = 'canceling';
+    END IF;
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and which of its tasks are to be canceled (cancel). When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- +goose Down
-DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finish, task_queues_leave, task_queues_lock, task_leaving,
+DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_queues_leave, task_queues_lock, task_leaving,
     domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
     resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
 
