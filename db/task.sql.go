@@ -450,7 +450,7 @@ func (q *Queries) TaskQueuePlaces(ctx context.Context, db DBTX, id pgtype.UUID) 
 
 const TaskReadyAhead = `-- name: TaskReadyAhead :one
 SELECT count(*)::int FROM task me JOIN task o ON o.state = 'waiting' AND o.blocked_on = 0
-    AND (o.rank, o.seq) < (me.rank, me.seq)
+    AND (o.rank, o.unblocked_at) < (me.rank, me.unblocked_at)
 WHERE me.id = $1::uuid
 `
 
@@ -510,7 +510,8 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
     r.created::timestamptz AS created_at, r.due_in::float8 AS due_in
 FROM task_turn(
     $1::uuid, $2::int[], $3::int[], $4::int, $5::bool, $6::uuid[],
-    $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[], $12::bool, $13::bool)
+    $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[], $12::bool, $13::bool,
+    $14::int[], $15::int[], $16::timestamptz[])
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in)
 `
@@ -529,6 +530,9 @@ type TaskTurnParams struct {
 	Errors     []string
 	Bare       bool
 	Quick      bool
+	SeenKinds  []int32
+	SeenRanks  []int32
+	SeenHeads  []pgtype.Timestamptz
 }
 
 type TaskTurnRow struct {
@@ -565,6 +569,9 @@ func (q *Queries) TaskTurn(ctx context.Context, db DBTX, arg TaskTurnParams) ([]
 		arg.Errors,
 		arg.Bare,
 		arg.Quick,
+		arg.SeenKinds,
+		arg.SeenRanks,
+		arg.SeenHeads,
 	)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/internal/pacing"
@@ -47,9 +48,13 @@ type shift struct {
 	full     bool // the last turn claimed all of many that it asked for
 	// turning is how many turns are under way, and asked what they ask for together.
 	turning, asked int
-	looked         time.Time // when a turn last asked what is to be canceled
-	redraw         bool      // the pause ends with another one, not with a turn
-	dueIn          time.Duration
+	// heads is where the ready tasks of each group began when they were last looked for, by the database's
+	// clock; searched is when they were looked for everywhere. Whoever commits late is found by that.
+	heads    map[group]pgtype.Timestamptz
+	searched time.Time
+	looked   time.Time // when a turn last asked what is to be canceled
+	redraw   bool      // the pause ends with another one, not with a turn
+	dueIn    time.Duration
 
 	crew   *crew
 	turned chan turn
@@ -74,7 +79,7 @@ type kind struct {
 func newShift(w *Worker, app *appstatus.App) *shift {
 	s := &shift{
 		w: w, app: app, log: w.cfg.Log.With("worker", app.Name()), pace: pacing.NewPoller(time.Now(), app.Online, nil),
-		kinds: map[int32]kind{}, slots: map[uuid.UUID]*slot{}, dueIn: -1,
+		kinds: map[int32]kind{}, heads: map[group]pgtype.Timestamptz{}, slots: map[uuid.UUID]*slot{}, dueIn: -1,
 		turned: make(chan turn, mostTurns),
 	}
 	s.crew = newCrew(func(t *slot) {
@@ -105,10 +110,10 @@ func (s *shift) run(ctx, life context.Context) error {
 		s.reap()
 		if s.turning == 0 && !pausing && (now || len(s.unsent) > 0) {
 			now = false
-			s.turn(life, stopping)
+			s.turn(life, stopping || s.told(ctx))
 		}
 		if !stopping && !pausing && s.another() {
-			s.turn(life, stopping)
+			s.turn(life, s.told(ctx))
 		}
 		// After a lost answer one more is needed: the lost one may have brought claims.
 		if stopping && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && (s.failures == 0 || s.refused) {
@@ -183,6 +188,18 @@ func (s *shift) run(ctx, life context.Context) error {
 			return nil
 		}
 	}
+}
+
+// told reports whether the worker was told to stop, whatever else the loop has heard first.
+func (s *shift) told(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+	case <-s.w.drain:
+	case <-s.w.abort:
+	default:
+		return false
+	}
+	return true
 }
 
 // severity of a turn's error: a conflict that the next try avoids is a part of the protocol.
@@ -261,6 +278,10 @@ func (s *shift) take(life context.Context, t turn) error {
 	if t.looks {
 		s.looked = time.Now()
 	}
+	if t.whole && t.wanted > 0 {
+		s.searched = time.Now()
+		clear(s.heads)
+	}
 	if t.failures == s.failures { // else it was sent before the last failure
 		s.failures, s.refused = 0, false
 	}
@@ -280,6 +301,8 @@ func (s *shift) take(life context.Context, t turn) error {
 	s.dueIn = -1
 	for _, r := range t.rows {
 		switch r.Event {
+		case "head":
+			s.heads[group{r.Kind, r.Attempt}] = r.CreatedAt
 		case "claim":
 			claimed = append(claimed, s.claim(life, r))
 		case "cancel":

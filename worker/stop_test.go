@@ -175,7 +175,7 @@ func TestClaimWhoseAnswerWasLostIsRunBeforeTheWorkerEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rows, err := db.New().TaskTurn(t.Context(), d.Pool, p); err != nil || len(rows) != 1 {
+	if rows, err := db.New().TaskTurn(t.Context(), d.Pool, p); err != nil || len(rows) != 2 || rows[1].Event != "claim" {
 		t.Fatalf("turn = %v, %v", rows, err)
 	}
 	if err := s.take(t.Context(), turn{wanted: 1, err: context.DeadlineExceeded}); err != nil {

@@ -2,9 +2,11 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -23,6 +25,8 @@ type turn struct {
 	wanted int
 	// looks: it also asks what is to be canceled.
 	looks bool
+	// whole: it looks for tasks everywhere, not only from where they have begun before.
+	whole bool
 	// failures is how many turns in a row had failed when it was sent.
 	failures int
 	rows     []db.TaskTurnRow
@@ -30,6 +34,9 @@ type turn struct {
 	queued   int32 // tasks whose time had come and that now have a place
 	err      error
 }
+
+// group is what a claim takes its tasks from in order.
+type group struct{ kind, rank int32 }
 
 // Bounds of the turns of a worker with many slots. Each claims a part of the slots, so that these tasks
 // run while the next turn is under way, unless parts are so small that a turn's own cost weighs more.
@@ -80,7 +87,7 @@ func (s *shift) turn(life context.Context, stopping bool) {
 		most = 1
 	}
 	most = min(most, len(s.unsent))
-	t := turn{sent: s.unsent[:most:most], failures: s.failures, looks: s.looks()}
+	t := turn{sent: s.unsent[:most:most], failures: s.failures, looks: s.looks(), whole: time.Since(s.searched) >= pacing.Look(s.app.Online())}
 	s.unsent = slices.Clone(s.unsent[most:])
 	if !stopping {
 		t.wanted = max(min(s.free()-s.asked, s.part()), 0)
@@ -133,12 +140,22 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
 		Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 		IDs: []pgtype.UUID{}, Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
-		Bare: true, Quick: !t.looks,
+		Bare: true, Quick: !t.looks, SeenKinds: []int32{}, SeenRanks: []int32{}, SeenHeads: []pgtype.Timestamptz{},
 	}
 	for id, k := range s.kinds {
 		p.Known = append(p.Known, id)
 		if k.runnable {
 			p.Runnable = append(p.Runnable, id)
+		}
+	}
+	if !t.whole {
+		groups := slices.SortedFunc(maps.Keys(s.heads), func(a, b group) int {
+			return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.rank, b.rank))
+		})
+		for _, g := range groups {
+			p.SeenKinds = append(p.SeenKinds, g.kind)
+			p.SeenRanks = append(p.SeenRanks, g.rank)
+			p.SeenHeads = append(p.SeenHeads, s.heads[g])
 		}
 	}
 	if p.Recovering {

@@ -82,7 +82,7 @@ func TestDriftIsNamedWithItsRemedy(t *testing.T) {
 	}{
 		{
 			"index dropped", "DROP INDEX task_ready", Error,
-			"index task_ready is missing", "CREATE INDEX task_ready ON task USING btree (kind, rank, seq) WHERE",
+			"index task_ready is missing", "CREATE INDEX task_ready ON task USING btree (kind, rank, unblocked_at) WHERE",
 		},
 		{
 			"index made otherwise", "DROP INDEX task_held; CREATE INDEX task_held ON task (app_lock)", Error,

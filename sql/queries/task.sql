@@ -18,7 +18,8 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
     r.created::timestamptz AS created_at, r.due_in::float8 AS due_in
 FROM task_turn(
     @worker::uuid, @known::int[], @runnable::int[], @wanted::int, @recovering::bool, @holding::uuid[],
-    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], @bare::bool, @quick::bool)
+    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], @bare::bool, @quick::bool,
+    @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[])
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in);
 
@@ -99,5 +100,5 @@ ORDER BY r.granted, r.resource;
 -- name: TaskReadyAhead :one
 -- For explaining: how many runnable tasks are claimed before this one by a worker that runs all kinds.
 SELECT count(*)::int FROM task me JOIN task o ON o.state = 'waiting' AND o.blocked_on = 0
-    AND (o.rank, o.seq) < (me.rank, me.seq)
+    AND (o.rank, o.unblocked_at) < (me.rank, me.unblocked_at)
 WHERE me.id = @id::uuid;

@@ -99,8 +99,9 @@ COMMENT ON COLUMN task.args IS 'The arguments as JSON, or {"$encrypted": TOKEN}.
 COMMENT ON COLUMN task.error IS 'After a failed attempt that will be retried it tells of that attempt.';
 
 -- What a claim may take, in its order, kind by kind. Tasks that wait for a resource are not in it,
--- so a claim costs the same whatever the backlog.
-CREATE INDEX task_ready ON task (kind, rank, seq) WHERE state = 'waiting' AND blocked_on = 0;
+-- so a claim costs the same whatever the backlog. New entries come at a group's end, and a claim knows
+-- where it has last found the beginning: what was claimed stands before it, dead, until a vacuum.
+CREATE INDEX task_ready ON task (kind, rank, unblocked_at) WHERE state = 'waiting' AND blocked_on = 0;
 -- Tasks without a place in the queues yet: not before, and retries.
 CREATE INDEX task_due ON task (not_before) WHERE state = 'waiting' AND blocked_on IS NULL;
 -- For the foreign key when an app is deleted, and for "what do I hold".

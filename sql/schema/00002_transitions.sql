@@ -428,13 +428,13 @@ COMMENT ON FUNCTION domain_shares_drop IS
 
 -- +goose StatementBegin
 CREATE FUNCTION task_leaving(ids uuid[], domains boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[],
-    OUT exclusive text[], OUT shared text[], OUT owned text[]) LANGUAGE plpgsql STABLE AS $$
+    OUT exclusive text[], OUT places bigint[], OUT shared text[], OUT owned text[]) LANGUAGE plpgsql STABLE AS $$
 BEGIN
     SELECT coalesce(array_agg(n.name), '{}'), coalesce(array_agg(t.seq), '{}'), coalesce(array_agg(t.id), '{}'),
-           coalesce(array_agg(n.name) FILTER (WHERE n.name = r), '{}'),
+           coalesce(array_agg(n.name) FILTER (WHERE n.name = r), '{}'), coalesce(array_agg(t.seq) FILTER (WHERE n.name = r), '{}'),
            coalesce(array_agg(n.name) FILTER (WHERE n.name <> r), '{}'),
            coalesce(array_agg(r) FILTER (WHERE resource_is_domain(r)), '{}')
-    INTO names, seqs, tasks, exclusive, shared, owned
+    INTO names, seqs, tasks, exclusive, places, shared, owned
     FROM task t CROSS JOIN LATERAL unnest(t.reserved_resources_record) r
     CROSS JOIN LATERAL (SELECT CASE WHEN starts_with(r, 'shared:') THEN substr(r, 8) ELSE r END OFFSET 0) n (name)
     WHERE t.id = ANY (ids) AND (domains OR NOT starts_with(r, 'shared:prn:core.domain:'));
@@ -442,11 +442,11 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_leaving IS
-    'What these tasks reserve, shares of domains only if they have rows (domains). names, seqs and tasks are parallel: a resource, the place there, the task. exclusive and shared are the names by mode, which shared may repeat; owned are the domains among the exclusive ones.';
+    'What these tasks reserve, shares of domains only if they have rows (domains). names, seqs and tasks are parallel: a resource, the place there, the task. exclusive, with places, and shared are the names by mode, which shared may repeat; owned are the domains among the exclusive ones.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_queues_lock(ids uuid[], bare boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[], OUT freed text[],
-    OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
+    OUT places bigint[], OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
 DECLARE
     l    record;
     weak text[] := '{}';
@@ -454,12 +454,14 @@ BEGIN
     IF bare AND NOT resource_lock_all('{}', '{}', false) THEN
         names := '{}';
         freed := '{}';
+        places := '{}';
         owned := '{}';
         domains := false;
         RETURN;
     END IF;
     l := task_leaving(ids, false);
     freed := l.exclusive;
+    places := l.places;
     owned := l.owned;
     IF cardinality(l.shared) > 0 THEN
         -- Leaving a queue in share matters to nobody unless an exclusive reservation is queued there.
@@ -489,13 +491,14 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_lock IS
-    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
+    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait, with the places of those that stand there exclusively. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_queues_leave(names text[], seqs bigint[], tasks uuid[], freed text[], owned text[], ended uuid[])
+CREATE FUNCTION task_queues_leave(
+    names text[], seqs bigint[], tasks uuid[], freed text[], places bigint[], owned text[], ended uuid[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    places  tid[];
+    rows    tid[];
     granted uuid[];
 BEGIN
     IF cardinality(names) = 0 THEN
@@ -510,22 +513,23 @@ BEGIN
     -- The longest compatible prefix of each queue: its first pending reservation, if nothing that
     -- excludes it stands before it, and behind a shared one the further shared ones up to the first
     -- exclusive one. Read from the pending one, never through the granted ones: depth does not matter.
-    SELECT array_agg(n.ctid), array_agg(n.task) INTO places, granted
-    FROM (SELECT DISTINCT u FROM unnest(freed) u) f (resource)
+    -- Who held the queue alone stood first, so what is before its place is dead.
+    SELECT array_agg(n.ctid), array_agg(n.task) INTO rows, granted
+    FROM (SELECT DISTINCT u.name, coalesce(u.place, -1) FROM unnest(freed, places) u (name, place)) f (resource, place)
     CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
-                        WHERE r.resource = f.resource AND NOT r.granted ORDER BY r.seq LIMIT 1) p
+                        WHERE r.resource = f.resource AND NOT r.granted AND r.seq > f.place ORDER BY r.seq LIMIT 1) p
     CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
-                        WHERE r.resource = f.resource ORDER BY r.seq LIMIT 1) head
+                        WHERE r.resource = f.resource AND r.seq > f.place ORDER BY r.seq LIMIT 1) head
     CROSS JOIN LATERAL (SELECT o.ctid, o.task FROM task_reservation o
                         WHERE o.resource = f.resource AND NOT o.granted
                           AND o.seq BETWEEN p.seq AND CASE WHEN p.exclusive THEN p.seq
                               ELSE coalesce((SELECT x.seq - 1 FROM task_reservation x
-                                             WHERE x.resource = f.resource AND NOT x.granted AND x.exclusive
+                                             WHERE x.resource = f.resource AND NOT x.granted AND x.exclusive AND x.seq > p.seq
                                              ORDER BY x.seq LIMIT 1), 9223372036854775807) END
                         OFFSET 0) n
     WHERE p.seq = head.seq OR NOT (p.exclusive OR head.exclusive);
-    IF places IS NOT NULL THEN
-        UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (places);
+    IF rows IS NOT NULL THEN
+        UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (rows);
         -- Another release may free the same task at the same time: the row lock makes the second see
         -- the first's count.
         UPDATE task t SET blocked_on = t.blocked_on - n.n,
@@ -540,7 +544,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_leave IS
-    'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. Under the locks of task_queues_lock.';
+    'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. places are those of tasks that held queues alone, and have ended. Under the locks of task_queues_lock.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean)
@@ -578,8 +582,11 @@ BEGIN
     )
     SELECT coalesce(array_agg(d.id), '{}'), bool_or(d.strange) INTO ended, strange FROM done d;
     IF cardinality(leaving.names) > 0 THEN
-        PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.owned,
-            CASE WHEN cardinality(ended) < cardinality(ids) THEN ended END);
+        IF cardinality(ended) = cardinality(ids) THEN
+            PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.places, leaving.owned, NULL);
+        ELSE
+            PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, '{}', leaving.owned, ended);
+        END IF;
     END IF;
     IF NOT bare THEN
         UPDATE progress_report p SET state = (
@@ -636,7 +643,7 @@ BEGIN
         UPDATE task t SET state = 'canceling' WHERE t.id = ANY (ids) AND t.state = 'running' RETURNING t.id
     )
     SELECT coalesce(array_agg(d.id), '{}') INTO asked FROM told d;
-    PERFORM task_queues_leave(fresh.names, fresh.seqs, fresh.tasks, leaving.freed, leaving.owned, ended);
+    PERFORM task_queues_leave(fresh.names, fresh.seqs, fresh.tasks, leaving.freed, '{}', leaving.owned, ended);
     RETURN QUERY SELECT t.id, t.state, t.id = ANY (ended || asked) FROM task t WHERE t.id = ANY (ids) ORDER BY t.id;
 END
 $$;
@@ -673,18 +680,22 @@ COMMENT ON FUNCTION task_abandoned_finish IS
 -- +goose StatementBegin
 CREATE FUNCTION task_turn(
     worker uuid, known int[], runnable int[], wanted int, recovering boolean, holding uuid[],
-    ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean, quick boolean)
+    ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean, quick boolean,
+    seen_kinds int[], seen_ranks int[], seen_heads timestamptz[])
 RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
     created timestamptz, due_in double precision) LANGUAGE plpgsql
 SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
+    seen    int := coalesce(cardinality(seen_kinds), 0);
     next    record;
+    at_kind int := 0;
+    at_rank int := 0;
     claimed int;
     kinds   int[] := '{}';
     ranks   int[] := '{}';
-    heads   bigint[] := '{}';
+    heads   timestamptz[] := '{}';
     strange int[] := '{}';
 BEGIN
     IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, bare) THEN
@@ -707,27 +718,49 @@ BEGIN
     END IF;
 
     IF wanted > 0 THEN
-        -- One look per kind and rank that is there, whatever stands behind each head; a kind that this
-        -- worker cannot run costs it one look, however many tasks of it there are.
-        SELECT t.kind, t.rank, t.seq INTO next FROM task t
-        WHERE t.state = 'waiting' AND t.blocked_on = 0 ORDER BY t.kind, t.rank, t.seq LIMIT 1;
-        WHILE FOUND LOOP
-            IF next.kind = ANY (runnable) THEN
-                kinds := kinds || next.kind;
-                ranks := ranks || next.rank;
-                heads := heads || next.seq;
-            ELSE
-                IF next.kind <> ALL (known) THEN
-                    strange := strange || next.kind;
+        -- One look per kind and rank that is there, whatever stands behind each head, and one between
+        -- those that were seen before: those begin where they were seen to. A kind that this worker
+        -- cannot run costs it one look, however many tasks of it there are.
+        FOR i IN 1 .. seen + 1 LOOP
+            LOOP
+                SELECT t.kind, t.rank, t.unblocked_at INTO next FROM task t
+                WHERE t.state = 'waiting' AND t.blocked_on = 0 AND (t.kind, t.rank) > (at_kind, at_rank)
+                  AND (t.kind, t.rank) < (coalesce(seen_kinds[i], 2147483647), coalesce(seen_ranks[i], 2147483647))
+                ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1;
+                EXIT WHEN NOT FOUND;
+                at_kind := next.kind;
+                at_rank := next.rank;
+                IF at_kind = ANY (runnable) THEN
+                    kinds := kinds || at_kind;
+                    ranks := ranks || at_rank;
+                    heads := heads || next.unblocked_at;
+                ELSE
+                    IF at_kind <> ALL (known) THEN
+                        strange := strange || at_kind;
+                    END IF;
+                    at_rank := 2147483647; -- on to the next kind, whatever ranks this one has
                 END IF;
-                next.rank := 2147483647; -- on to the next kind, whatever ranks this one has
-            END IF;
-            SELECT t.kind, t.rank, t.seq INTO next FROM task t
-            WHERE t.state = 'waiting' AND t.blocked_on = 0 AND (t.kind, t.rank) > (next.kind, next.rank)
-            ORDER BY t.kind, t.rank, t.seq LIMIT 1;
+            END LOOP;
+            EXIT WHEN i > seen;
+            at_kind := seen_kinds[i];
+            at_rank := seen_ranks[i];
+            SELECT t.unblocked_at INTO next FROM task t
+            WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank = at_rank AND t.unblocked_at >= seen_heads[i]
+            ORDER BY t.unblocked_at LIMIT 1;
+            kinds := kinds || at_kind;
+            ranks := ranks || at_rank;
+            heads := heads || CASE WHEN FOUND THEN next.unblocked_at ELSE clock_timestamp() END;
         END LOOP;
+        IF cardinality(kinds) > 0 THEN
+            -- Some of what was unblocked earlier may not be committed yet.
+            RETURN QUERY
+            SELECT 'head', NULL::uuid, u.kind, '', u.rank, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[],
+                u.head - interval '500 ms', 0::float8
+            FROM unnest(kinds, ranks, heads) u (kind, rank, head);
+        END IF;
         IF cardinality(kinds) > 1 THEN
-            SELECT array_agg(u.kind ORDER BY u.rank, u.head), array_agg(u.rank ORDER BY u.rank, u.head) INTO kinds, ranks
+            SELECT array_agg(u.kind ORDER BY u.rank, u.head), array_agg(u.rank ORDER BY u.rank, u.head),
+                array_agg(u.head ORDER BY u.rank, u.head) INTO kinds, ranks, heads
             FROM unnest(kinds, ranks, heads) u (kind, rank, head);
         END IF;
 
@@ -738,8 +771,8 @@ BEGIN
             UPDATE task t SET app_lock = worker, state = 'running', attempt = t.attempt + 1, started_at = clock_timestamp()
             WHERE t.ctid = ANY (ARRAY(
                       SELECT c.ctid FROM task c
-                      WHERE c.state = 'waiting' AND c.blocked_on = 0 AND c.kind = kinds[i] AND c.rank = ranks[i]
-                      ORDER BY c.seq LIMIT wanted FOR NO KEY UPDATE SKIP LOCKED))
+                      WHERE c.state = 'waiting' AND c.blocked_on = 0 AND c.kind = kinds[i] AND c.rank = ranks[i] AND c.unblocked_at >= heads[i]
+                      ORDER BY c.unblocked_at LIMIT wanted FOR NO KEY UPDATE SKIP LOCKED))
               AND t.state = 'waiting' AND t.app_lock IS NULL
             RETURNING 'claim', t.id, t.kind, '', t.attempt, false,
                 t.args::text, t.logging_cid, t.task_group, t.parent_task, t.immediate, t.reserved_resources_record,
@@ -772,7 +805,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- +goose Down
 DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_queues_leave, task_queues_lock, task_leaving,
