@@ -696,6 +696,7 @@ DECLARE
     kinds   int[] := '{}';
     ranks   int[] := '{}';
     heads   timestamptz[] := '{}';
+    moved   boolean := false;
     strange int[] := '{}';
 BEGIN
     IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, bare) THEN
@@ -734,6 +735,7 @@ BEGIN
                     kinds := kinds || at_kind;
                     ranks := ranks || at_rank;
                     heads := heads || next.unblocked_at;
+                    moved := true;
                 ELSE
                     IF at_kind <> ALL (known) THEN
                         strange := strange || at_kind;
@@ -750,8 +752,9 @@ BEGIN
             kinds := kinds || at_kind;
             ranks := ranks || at_rank;
             heads := heads || CASE WHEN FOUND THEN next.unblocked_at ELSE clock_timestamp() END;
+            moved := moved OR heads[cardinality(heads)] > seen_heads[i] + interval '1 s';
         END LOOP;
-        IF cardinality(kinds) > 0 THEN
+        IF moved THEN
             -- Some of what was unblocked earlier may not be committed yet.
             RETURN QUERY
             SELECT 'head', NULL::uuid, u.kind, '', u.rank, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[],
@@ -805,7 +808,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has changed by a second, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- +goose Down
 DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_queues_leave, task_queues_lock, task_leaving,
