@@ -19,7 +19,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -28,11 +27,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/pacing"
 	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/pool"
 )
@@ -81,8 +80,13 @@ type App struct {
 	online atomic.Int64
 
 	housekeepers atomic.Int64
+	// foreign are the kinds of tasks that beats don't look for; nil: they look for none.
+	foreign  atomic.Pointer[[]int32]
+	runnable chan struct{}
+	beats    *pacing.Beats // Run's
 
 	mu    sync.Mutex
+	own   *pgxpool.Pool // the beats' own connection, from Connect until Run takes it
 	lease *time.Timer
 	until time.Time // the lease ends; on the monotonic clock
 	lost  chan struct{}
@@ -107,7 +111,14 @@ func New(db *pgxpool.Pool, cfg Config) (*App, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make app id: %w", err)
 	}
-	a := &App{db: db, cfg: cfg, id: id, name: expand(cfg.NameTemplate), lost: make(chan struct{})}
+	name := expand(cfg.NameTemplate)
+	if name == "" {
+		return nil, fmt.Errorf("app name template %q makes no name", cfg.NameTemplate)
+	}
+	a := &App{
+		db: db, cfg: cfg, id: id, name: name, lost: make(chan struct{}),
+		runnable: make(chan struct{}, 1), beats: pacing.NewBeats(cfg.TTL, nil),
+	}
 	a.online.Store(1)
 	return a, nil
 }
@@ -133,7 +144,8 @@ func (a *App) Name() string { return a.name }
 // TTL is the length of the lease.
 func (a *App) TTL() time.Duration { return a.cfg.TTL }
 
-// Online is how many processes of this type were online when last counted, this one included.
+// Online is how many processes of this type are online, this one included, as its last beat has told;
+// the count was then a second old at most, or as old as the counting itself takes.
 func (a *App) Online() int { return int(a.online.Load()) }
 
 // Housekeepers is how many of them keep house, by the same count.
@@ -151,6 +163,71 @@ func (a *App) Leased() bool {
 // no row.
 func (a *App) Lost() <-chan struct{} { return a.lost }
 
+// Look makes beats look for runnable tasks of all kinds but these (on), or not (the default). A beat that
+// finds one that nobody has taken for a quarter of a second signals on Runnable.
+func (a *App) Look(on bool, foreign []int32) {
+	if !on {
+		a.foreign.Store(nil)
+		return
+	}
+	foreign = append([]int32{}, foreign...)
+	a.foreign.Store(&foreign)
+}
+
+// Runnable gets a signal when a beat has found runnable tasks; see Look. Signals that nobody takes are one.
+func (a *App) Runnable() <-chan struct{} { return a.runnable }
+
+// Connect opens the beats' own connection before Register, which then uses it, too: neither waits for
+// other statements of this process. So where many start at once, the lease of each begins when nothing but
+// the database itself can delay its beats. Without it Register uses the pool, and Run connects.
+// It tries until it succeeds, the database refuses, or ctx ends. The connection is closed by Run, or by
+// Unregister, one of which must follow, even after an error.
+func (a *App) Connect(ctx context.Context) error {
+	own, err := pool.Single(ctx, a.db)
+	if err != nil {
+		return fmt.Errorf("connect app: %w", err)
+	}
+	if before := a.take(); before != nil {
+		before.Close()
+	}
+	a.mu.Lock()
+	a.own = own
+	a.mu.Unlock()
+	failures := 0
+	err = resend.Do(ctx, 0, a.cfg.TTL, func(ctx context.Context) error {
+		conn, err := own.Acquire(ctx)
+		if err == nil {
+			conn.Release()
+		} else if failures++; failures == 1 {
+			a.cfg.Log.Warn("connection for beats failed", "app", a.name, "err", err)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("connect app: %w", err)
+	}
+	return nil
+}
+
+// take answers the connection that Connect has made, which is the caller's then; nil: there is none.
+func (a *App) take() *pgxpool.Pool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	own := a.own
+	a.own = nil
+	return own
+}
+
+// ownOr is that connection, or else another pool.
+func (a *App) ownOr(other *pgxpool.Pool) *pgxpool.Pool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.own != nil {
+		return a.own
+	}
+	return other
+}
+
 // Register writes the row and starts the lease. It tries until it succeeds, the database refuses, or
 // ctx ends.
 func (a *App) Register(ctx context.Context) error {
@@ -162,9 +239,14 @@ func (a *App) Register(ctx context.Context) error {
 		}
 	}
 	failures := 0
-	err := resend.Do(ctx, 0, a.cfg.TTL/3, func(ctx context.Context) error {
-		sent := time.Now()
-		fleet, err := db.New().AppStatusRegister(ctx, a.db, db.AppStatusRegisterParams{
+	register := func(ctx context.Context) error {
+		conn, err := a.ownOr(a.db).Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		sent := time.Now() // the wait for the connection is not the lease's
+		fleet, err := db.New().AppStatusRegister(ctx, conn, db.AppStatusRegisterParams{
 			ID: pgUUID(a.id), AppType: string(a.cfg.Type), Name: a.name, Versions: string(versions),
 			TaskNames: append([]string{}, a.cfg.TaskNames...), TTLSeconds: a.cfg.TTL.Seconds(), Housekeeping: a.cfg.Housekeeping,
 		})
@@ -172,7 +254,16 @@ func (a *App) Register(ctx context.Context) error {
 			a.online.Store(int64(fleet.Online))
 			a.housekeepers.Store(int64(fleet.Housekeepers))
 			a.prolong(sent)
-		} else if failures++; failures == 1 {
+		}
+		return err
+	}
+	// An answer that comes later leaves too little of the lease.
+	err := resend.Do(ctx, 0, a.cfg.TTL*2/3, func(ctx context.Context) error {
+		err := register(ctx)
+		if err == nil {
+			return nil
+		}
+		if failures++; failures == 1 {
 			a.cfg.Log.Warn("registration failed", "app", a.name, "err", err)
 		}
 		return err
@@ -215,13 +306,16 @@ func (a *App) lose() {
 	}
 }
 
-// Run beats three times per TTL, on a connection of its own, until ctx ends (nil) or the App is lost
-// (ErrLost). A beat that fails is sent again with jitter for as long as the lease lasts.
+// Run beats three times per TTL, or every 10 s if that is oftener, the first time earlier, on a connection
+// of its own, until ctx ends (nil) or the App is lost (ErrLost). A beat that fails is sent again with jitter for as long as the lease lasts.
 func (a *App) Run(ctx context.Context) error {
 	// Work that fills the pool must not starve the beat.
-	own, err := pool.Single(ctx, a.db)
-	if err != nil {
-		return fmt.Errorf("beat: %w", err)
+	own := a.take()
+	if own == nil {
+		var err error
+		if own, err = pool.Single(ctx, a.db); err != nil {
+			return fmt.Errorf("beat: %w", err)
+		}
 	}
 	defer own.Close()
 	ctx, stop := context.WithCancel(ctx)
@@ -235,13 +329,7 @@ func (a *App) Run(ctx context.Context) error {
 	}()
 	failures := 0
 	for {
-		pause := a.cfg.TTL / 3
-		if failures > 0 {
-			pause = min(pause, resend.Backoff(failures))
-		} else {
-			pause = pause*9/10 + rand.N(pause/5)
-		}
-		if resend.Sleep(ctx, pause) != nil {
+		if resend.Sleep(ctx, a.beats.Next(a.Online())) != nil {
 			return a.ended()
 		}
 		switch err := a.beat(ctx, own); {
@@ -250,12 +338,14 @@ func (a *App) Run(ctx context.Context) error {
 				a.cfg.Log.Info("beat works again", "app", a.name)
 			}
 			failures = 0
+			a.beats.Arrived()
 		case errors.Is(err, ErrLost):
 			a.lose()
 			return ErrLost
 		case ctx.Err() != nil:
 			return a.ended()
 		default:
+			a.beats.Failed()
 			if failures++; failures == 1 {
 				a.cfg.Log.Warn("beat failed", "app", a.name, "err", err)
 			}
@@ -272,30 +362,48 @@ func (a *App) ended() error {
 	}
 }
 
+// beatTimeout bounds a beat where the TTL is long.
+const beatTimeout = 10 * time.Second
+
+// beat prolongs the lease, and takes in what it is told of the fleet.
 func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.TTL/3)
+	ctx, cancel := context.WithTimeout(ctx, min(a.cfg.TTL/3, beatTimeout))
 	defer cancel()
-	sent := time.Now()
-	// Counting reads the whole table, so the larger the fleet the rarer each one counts.
-	counting := rand.N(int64(1000)) < 500_000/max(a.online.Load(), 500)
-	fleet, err := db.New().AppStatusBeat(ctx, own, db.AppStatusBeatParams{ID: pgUUID(a.id), Counting: counting})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return ErrLost
-	}
+	conn, err := own.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("beat: %w", err)
 	}
-	if counting {
-		a.online.Store(int64(fleet.Online))
-		a.housekeepers.Store(int64(fleet.Housekeepers))
+	defer conn.Release()
+	p := db.AppStatusBeatParams{ID: pgUUID(a.id), ForeignKinds: []int32{}}
+	if foreign := a.foreign.Load(); foreign != nil {
+		p.Looking, p.ForeignKinds = true, *foreign
 	}
+	sent := time.Now() // the wait for the connection is not the lease's
+	told, err := db.New().AppStatusBeat(ctx, conn, p)
+	if err != nil {
+		return fmt.Errorf("beat: %w", err)
+	}
+	if len(told) != 3 {
+		return ErrLost
+	}
+	a.online.Store(int64(told[0]))
+	a.housekeepers.Store(int64(told[1]))
 	a.prolong(sent)
+	if told[2] != 0 {
+		select {
+		case a.runnable <- struct{}{}:
+		default:
+		}
+	}
 	return nil
 }
 
 // Unregister deletes the row, for a clean end. Whatever the App still holds is freed.
 func (a *App) Unregister(ctx context.Context) error {
 	a.lose()
+	if own := a.take(); own != nil {
+		defer own.Close()
+	}
 	err := resend.Do(ctx, 10*time.Second, 5*time.Second, func(ctx context.Context) error {
 		// No row is as good: somebody swept it.
 		_, err := db.New().AppStatusUnregister(ctx, a.db, pgUUID(a.id))

@@ -179,6 +179,7 @@ func TestRegisterCountsItsTypeThatIsOnline(t *testing.T) {
 		}
 	}
 	exec(t, d, "UPDATE app_status SET last_heartbeat = now() - interval '1 hour' WHERE id = (SELECT min(id::text)::uuid FROM app_status)")
+	exec(t, d, "UPDATE app_fleet SET counted_at = now() - interval '2 s'")
 	if app := register(t, d.Pool, appstatus.Config{Type: appstatus.API}); app.Online() != 1 {
 		t.Errorf("%d api processes online", app.Online())
 	}

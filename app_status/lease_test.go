@@ -3,7 +3,7 @@ package appstatus
 import (
 	"context"
 	"errors"
-	"math"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,34 +154,117 @@ func TestBeatWritesTheDatabasesTime(t *testing.T) {
 	}
 }
 
-func TestBeatCountsItsTypeThatIsOnline(t *testing.T) {
-	t.Parallel()
-	d := dbtest.New(t)
-	a, err := New(d.Pool, Config{Type: Worker})
+// registered makes an App and its row.
+func registered(t *testing.T, d *dbtest.DB) *App {
+	t.Helper()
+	a, err := New(d.Pool, Config{Type: Worker, TTL: time.Hour, Housekeeping: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Register(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for _, insert := range []string{"'worker', 'x', '1 hour', now()", "'worker', 'gone', '1 s', now() - interval '1 hour'", "'api', 'other', '1 hour', now()"} {
-		if _, err := d.Direct.Exec(t.Context(), "INSERT INTO app_status (id, app_type, name, ttl, last_heartbeat) SELECT gen_random_uuid(), "+insert); err != nil {
-			t.Fatal(err)
+	return a
+}
+
+func exec(t *testing.T, d *dbtest.DB, sql string) {
+	t.Helper()
+	if _, err := d.Direct.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBeatTellsOfTheFleetAsCountedAMomentAgo(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	a := registered(t, d)
+	beat := func(online, housekeepers int) {
+		t.Helper()
+		if err := a.beat(t.Context(), d.Pool); err != nil || a.Online() != online || a.Housekeepers() != housekeepers {
+			t.Errorf("%d online, %d keep house, %v; want %d and %d", a.Online(), a.Housekeepers(), err, online, housekeepers)
 		}
 	}
-	// A small fleet counts at every second beat or so; a large one rarely.
-	for i := 0; a.Online() != 2; i++ {
+	for _, insert := range []string{"'worker', 'x', '1 hour', now()", "'worker', 'gone', '1 s', now() - interval '1 hour'", "'api', 'other', '1 hour', now()"} {
+		exec(t, d, "INSERT INTO app_status (id, app_type, name, ttl, last_heartbeat) SELECT gen_random_uuid(), "+insert)
+	}
+	exec(t, d, "UPDATE app_fleet SET counted_at = now() + interval '1 hour'") // just now
+	beat(1, 1)
+	exec(t, d, "UPDATE app_fleet SET counted_at = now() - interval '2 s'")
+	beat(2, 1)
+	var fresh bool
+	if err := d.Direct.QueryRow(t.Context(), "SELECT now() - counted_at < interval '1 minute' FROM app_fleet").Scan(&fresh); err != nil || !fresh {
+		t.Errorf("the count is fresh: %t, %v", fresh, err)
+	}
+	// What the count says after a sweep or an end.
+	exec(t, d, "DELETE FROM app_status WHERE name IN ('x', 'gone')")
+	exec(t, d, "UPDATE app_fleet SET counted_at = now() - interval '2 s'")
+	beat(1, 1)
+	// Nobody else has written it: it is written.
+	exec(t, d, "DELETE FROM app_fleet")
+	beat(1, 1)
+}
+
+func TestBeatWaitsForNobodyWhoCounts(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	a := registered(t, d)
+	exec(t, d, "UPDATE app_fleet SET counted_at = now() - interval '1 hour', online = 7")
+	tx, err := d.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), "SELECT app_count('worker')"); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.beat(t.Context(), d.Pool); err != nil || a.Online() != 7 {
+		t.Errorf("%d online, %v; want the old count", a.Online(), err)
+	}
+}
+
+func TestBeatFindsTasksThatWaitForAWorker(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	a := registered(t, d)
+	beat := func(what string, want bool) {
+		t.Helper()
 		if err := a.beat(t.Context(), d.Pool); err != nil {
 			t.Fatal(err)
 		}
-		if i == 1000 {
-			t.Fatalf("after %d beats it counts %d", i, a.Online())
+		select {
+		case <-a.Runnable():
+			if !want {
+				t.Errorf("%s: it found some", what)
+			}
+		default:
+			if want {
+				t.Errorf("%s: it found none", what)
+			}
 		}
 	}
-	a.online.Store(math.MaxInt32)
-	if err := a.beat(t.Context(), d.Pool); err != nil || a.Online() != math.MaxInt32 {
-		t.Errorf("it counted in a large fleet: %d, %v", a.Online(), err)
+	add := func(kind int, since string) {
+		t.Helper()
+		exec(t, d, fmt.Sprintf(`INSERT INTO task (id, kind, state, unblocked_at, blocked_on, reserved_resources_record, logging_cid, args)
+			VALUES (gen_random_uuid(), %d, 'waiting', now() - interval '%s', 0, '{}', '', 'null')`, kind, since))
 	}
+	a.Look(true, nil)
+	beat("nothing", false)
+	exec(t, d, `INSERT INTO task (id, kind, state, blocked_on, not_before, reserved_resources_record, logging_cid, args)
+		VALUES (gen_random_uuid(), 1, 'waiting', NULL, now() + interval '1 hour', '{}', '', 'null')`)
+	beat("one that is not due", false)
+	add(3, "-1 hour")
+	beat("one that has just come", false)
+	add(2, "1 hour")
+	beat("one that waits", true)
+	a.Look(false, nil)
+	beat("nobody asks", false)
+	a.Look(true, []int32{2})
+	beat("a kind for others", false)
+	a.Look(true, []int32{2, 4})
+	add(4, "1 hour")
+	beat("kinds for others", false)
+	add(5, "1 hour")
+	beat("one behind those for others", true)
 }
 
 func TestBeatThatFailsIsNotALoss(t *testing.T) {

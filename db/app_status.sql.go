@@ -13,32 +13,23 @@ import (
 )
 
 const AppStatusBeat = `-- name: AppStatusBeat :one
-UPDATE app_status me SET last_heartbeat = now()
-FROM (SELECT count(*) AS online, count(*) FILTER (WHERE a.housekeeping) AS housekeepers
-      FROM app_status a, (SELECT b.app_type FROM app_status b WHERE b.id = $1::uuid) mine
-      WHERE $2::bool AND a.app_type = mine.app_type AND a.last_heartbeat + a.ttl >= now()) fleet
-WHERE me.id = $1::uuid
-RETURNING fleet.online::int AS online, fleet.housekeepers::int AS housekeepers
+SELECT app_beat($1::uuid, $2::bool, $3::int[])::int[] AS told
 `
 
 type AppStatusBeatParams struct {
-	ID       pgtype.UUID
-	Counting bool
+	ID           pgtype.UUID
+	Looking      bool
+	ForeignKinds []int32
 }
 
-type AppStatusBeatRow struct {
-	Online       int32
-	Housekeepers int32
-}
-
-// Prolongs the lease. No row: the process was declared missing and must stop. If counting, it also
-// answers how many of its type are online and how many of them keep house, which reads the whole
-// table, else 0.
-func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) (AppStatusBeatRow, error) {
-	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Counting)
-	var i AppStatusBeatRow
-	err := row.Scan(&i.Online, &i.Housekeepers)
-	return i, err
+// Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
+// its type are online and how many of them keep house, as counted about a second ago at most; and, if
+// looking, 1 if tasks of other than these kinds are runnable, and have been for a quarter of a second, else 0.
+func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) ([]int32, error) {
+	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Looking, arg.ForeignKinds)
+	var told []int32
+	err := row.Scan(&told)
+	return told, err
 }
 
 const AppStatusCapabilities = `-- name: AppStatusCapabilities :many
@@ -140,26 +131,19 @@ func (q *Queries) AppStatusList(ctx context.Context, db DBTX, arg AppStatusListP
 }
 
 const AppStatusRegister = `-- name: AppStatusRegister :one
-WITH me AS (
-    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl, housekeeping)
-    VALUES ($3::uuid, ($2::text)::app_type, $4::text, ($5::text)::jsonb, $6::text[],
-            make_interval(secs => $7::float8), $1::bool)
-    ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
-    RETURNING id
-)
-SELECT (count(*) + 1)::int AS online, (count(*) FILTER (WHERE a.housekeeping) + ($1::bool)::int)::int AS housekeepers
-FROM app_status a
-WHERE a.app_type = ($2::text)::app_type AND a.last_heartbeat + a.ttl >= now() AND a.id <> $3::uuid
+SELECT r.online::int AS online, r.housekeepers::int AS housekeepers
+FROM app_register($1::uuid, ($2::text)::app_type, $3::text, ($4::text)::jsonb, $5::text[],
+    make_interval(secs => $6::float8), $7::bool) r
 `
 
 type AppStatusRegisterParams struct {
-	Housekeeping bool
-	AppType      string
 	ID           pgtype.UUID
+	AppType      string
 	Name         string
 	Versions     string
 	TaskNames    []string
 	TTLSeconds   float64
+	Housekeeping bool
 }
 
 type AppStatusRegisterRow struct {
@@ -168,16 +152,17 @@ type AppStatusRegisterRow struct {
 }
 
 // Writes the row of a process that starts, and answers how many of its type are online, it included,
-// and how many of them keep house. A second send of the same id changes nothing but the beat.
+// and how many of them keep house: the last count, a second old at most, and all that have registered
+// since, of any type. A second send of the same id changes nothing but the beat.
 func (q *Queries) AppStatusRegister(ctx context.Context, db DBTX, arg AppStatusRegisterParams) (AppStatusRegisterRow, error) {
 	row := db.QueryRow(ctx, AppStatusRegister,
-		arg.Housekeeping,
-		arg.AppType,
 		arg.ID,
+		arg.AppType,
 		arg.Name,
 		arg.Versions,
 		arg.TaskNames,
 		arg.TTLSeconds,
+		arg.Housekeeping,
 	)
 	var i AppStatusRegisterRow
 	err := row.Scan(&i.Online, &i.Housekeepers)

@@ -146,7 +146,18 @@ func AllTaskStateValues() []TaskState {
 	}
 }
 
-// One row per running process of any kind: whoever may hold a task.
+// How many processes of each type are online, so that a beat need not count them. A beat or a registration that finds the count older than a second counts anew, so nobody learns of one that is much older; no row: nobody has registered yet.
+type AppFleet struct {
+	AppType AppType
+	Online  int32
+	// How many of them keep house.
+	Housekeepers int32
+	// The last ordinal that the count has seen.
+	Registered int64
+	CountedAt  pgtype.Timestamptz
+}
+
+// One row per running process of any kind: whoever may hold a task. No CHECKs, as in task: two of them took a twelfth of the time of a beat.
 type AppStatus struct {
 	// Made anew at each registration; task.app_lock points here.
 	ID      pgtype.UUID
@@ -163,6 +174,8 @@ type AppStatus struct {
 	TTL           pgtype.Interval
 	CreatedAt     pgtype.Timestamptz
 	LastHeartbeat pgtype.Timestamptz
+	// Counts registrations of any type, so that one knows how many came after the last count of the fleet.
+	Ordinal pgtype.Int8
 }
 
 type CreatedResource struct {

@@ -97,9 +97,12 @@ func OpenConfig(ctx context.Context, c *pgxpool.Config) (*pgxpool.Pool, error) {
 }
 
 // Single opens a second pool to the same database, of one connection, for what must never wait
-// behind the first one's work. Both share their tokens.
+// behind the first one's work. Both share their tokens. Its connection is not tried before use: what is sent
+// on it must be safe to send again.
 func Single(ctx context.Context, p *pgxpool.Pool) (*pgxpool.Pool, error) {
 	c := p.Config()
 	c.MaxConns, c.MinConns, c.MinIdleConns = 1, 0, 0
+	// pgx would send a statement before each use of a connection that was idle for a second.
+	c.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	return OpenConfig(ctx, c)
 }

@@ -355,8 +355,6 @@ func TestDatabaseRefusesRowsThatNothingWrites(t *testing.T) {
 		"task_app_lock_fkey":              "UPDATE task SET app_lock = gen_random_uuid()",
 		"task_parent_fkey":                "UPDATE task SET parent_task = gen_random_uuid()",
 		"task_group_fkey":                 "UPDATE task SET task_group = gen_random_uuid()",
-		"app_status_ttl_positive":         "INSERT INTO app_status (id, app_type, name, ttl) VALUES (gen_random_uuid(), 'api', 'x', '0')",
-		"app_status_name_not_empty":       "INSERT INTO app_status (id, app_type, name, ttl) VALUES (gen_random_uuid(), 'api', '', '1 s')",
 		"task_kind_name_not_empty":        "INSERT INTO task_kind (name, versions, max_attempts, backoff) VALUES ('', '{}', 1, '0')",
 		"task_kind_attempts_positive":     "INSERT INTO task_kind (name, versions, max_attempts, backoff) VALUES ('x', '{}', 0, '0')",
 		"task_kind_backoff_not_negative":  "INSERT INTO task_kind (name, versions, max_attempts, backoff) VALUES ('x', '{}', 1, '-1 s')",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,7 +33,9 @@ type shift struct {
 	log   *slog.Logger
 	pace  *pacing.Poller
 	kinds map[int32]kind
-	slots map[uuid.UUID]*slot
+	// foreign are those of them that this worker cannot run.
+	foreign []int32
+	slots   map[uuid.UUID]*slot
 	// unsent has ended and is not in the database yet.
 	unsent []*slot
 	// recovering: an answer got lost, so until then the database may hold claims for us that we don't
@@ -128,6 +131,8 @@ func (s *shift) run(ctx, life context.Context) error {
 			now, pausing = now || s.turning == 0, false
 		case <-s.wake(stopping):
 			now = true
+		case <-s.runnable(stopping):
+			now = now || s.turning == 0 && s.pace.Heed(time.Now())
 		case <-s.crew.rang:
 		case t := <-s.turned:
 			s.turning--
@@ -224,6 +229,14 @@ func (s *shift) wake(stopping bool) <-chan struct{} {
 	return s.w.client.Dispatched()
 }
 
+// runnable may end it, too: a beat that has found tasks.
+func (s *shift) runnable(stopping bool) <-chan struct{} {
+	if stopping || s.free() <= 0 {
+		return nil
+	}
+	return s.app.Runnable()
+}
+
 func (s *shift) free() int { return s.w.cfg.Concurrency - len(s.slots) - len(s.unsent) }
 
 // pause is how long to sleep now. Running tasks bound it, so that their cancellation is seen in time;
@@ -234,6 +247,7 @@ func (s *shift) pause(stopping bool) time.Duration {
 	if len(s.slots) == 0 {
 		look = pacing.Look(s.app.Online())
 	}
+	s.app.Look(s.free() > 0 && !stopping, s.foreign)
 	if s.free() <= 0 || stopping {
 		return look
 	}
@@ -293,7 +307,8 @@ func (s *shift) take(life context.Context, t turn) error {
 		}
 		runnable := s.w.client.Registry().CanRun(k.Name, needs, s.w.cfg.Versions)
 		s.kinds[k.ID] = kind{name: k.Name, runnable: runnable}
-		if !runnable {
+		if !runnable && !slices.Contains(s.foreign, k.ID) {
+			s.foreign = append(s.foreign, k.ID)
 			s.log.Info("kind of task is left to other workers", "task_name", k.Name, "versions", string(k.Versions))
 		}
 	}

@@ -163,3 +163,18 @@ func idleShift(t *testing.T, d *dbtest.DB, slots int) *shift {
 	}
 	return newShift(w, app)
 }
+
+func TestBeatWakesAWorkerThatWouldSleepOn(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	// In a fleet of this size its next poll is days away.
+	if _, err := d.Direct.Exec(t.Context(), `INSERT INTO app_fleet (app_type, online, housekeepers, registered, counted_at)
+		VALUES ('worker', 100000000, 1, 1000, now() + interval '1 day')`); err != nil {
+		t.Fatal(err)
+	}
+	start(t, newClient(t, d.Pool, d, echo), Config{TTL: 2 * time.Second, Log: d.Log})
+	c := newClient(t, d.Pool, d, echo) // another process: it wakes nobody
+	if task := wait(t, c, dispatch(t, c, echo.Request(echoArgs{}, tasking.Options{}))); task.State != tasking.Completed {
+		t.Errorf("it is %s", task.State)
+	}
+}

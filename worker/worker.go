@@ -132,14 +132,14 @@ func (w *Worker) session(ctx context.Context, app *appstatus.App) error {
 		return nil
 	}
 	if err := w.register(ctx, app); err != nil {
-		if !w.stopped(ctx) {
-			return fmt.Errorf("worker: %w", err)
-		}
 		// An answer may have got lost; if this does not arrive either, the sweep removes the row.
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		if err := app.Unregister(last); err != nil {
 			w.cfg.Log.Debug("unregister failed", "worker", app.Name(), "err", err)
+		}
+		if !w.stopped(ctx) {
+			return fmt.Errorf("worker: %w", err)
 		}
 		return nil
 	}
@@ -182,6 +182,9 @@ func (w *Worker) register(ctx context.Context, app *appstatus.App) error {
 		case <-ctx.Done():
 		}
 	}()
+	if err := app.Connect(ctx); err != nil {
+		return err
+	}
 	return app.Register(ctx)
 }
 

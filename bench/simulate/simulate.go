@@ -106,6 +106,10 @@ const (
 	shortTrip      = time.Millisecond
 	longTrip       = 2 * time.Millisecond
 	dutiesPerHouse = 4
+	// countEvery is how old the count of the fleet becomes that the database answers beats with.
+	countEvery = time.Second
+	// nobodyTook is how long a task has waited when a beat tells of it.
+	nobodyTook = 250 * time.Millisecond
 )
 
 // epoch is the virtual zero as a time of day; it has no meaning.
@@ -121,12 +125,16 @@ type worker struct {
 	life     int
 	online   bool
 	dead     bool
+	ordinal  int // of its registration
 	known    int // what it knows of the fleet's size
 	beats    *pacing.Beats
 	failures int // of polls or registrations, one after the other
 	// leased is until when it counts on its lease; beaten is when the database wrote the last beat.
 	leased, beaten time.Duration
 	busy           bool
+	// resting: it waits for its next poll; rests numbers these times.
+	resting bool
+	rests   int
 }
 
 type fleet struct {
@@ -136,9 +144,12 @@ type fleet struct {
 	workers []*worker
 	rand    *rand.Rand
 	// rows is how many app statuses the database counts as online.
-	rows    int
-	waiting []task
-	result  Result
+	rows int
+	// counted is what they were at countedAt, when so many had registered ever; ordinal is how many have.
+	counted, registered, ordinal int
+	countedAt                    time.Duration
+	waiting                      []task
+	result                       Result
 }
 
 type task struct{ came, takes time.Duration }
@@ -191,6 +202,7 @@ func (f *fleet) settle(w *worker) {
 	n := f.cfg.Settled
 	w.online, w.known = true, n
 	f.rows++
+	f.counted = f.rows
 	w.beats = pacing.NewBeats(ttl, w.rand)
 	w.beats.Arrived()
 	w.beats.Next(n) // the one before the start

@@ -13,7 +13,10 @@ func (f *fleet) register(w *worker) {
 	f.send(w, Register,
 		func(f *fleet, w *worker) {
 			f.rows++
-			w.known, w.beaten = f.rows, f.now
+			f.ordinal++
+			w.ordinal = f.ordinal
+			f.recount()
+			w.known, w.beaten = f.counted+w.ordinal-f.registered, f.now
 		},
 		func(f *fleet, w *worker) {
 			w.online, w.failures = true, 0
@@ -41,24 +44,29 @@ func (f *fleet) leaseEnds(w *worker) {
 	}
 	f.expire(w)
 	w.life++
-	w.online, w.busy = false, false
+	w.online, w.busy, w.resting = false, false, false
 	f.result.Lost++
 	f.in(0, w, (*fleet).register)
 }
 
 func (f *fleet) beat(w *worker) {
 	sent := f.now
-	counting := w.beats.Counts(w.known)
-	counted := 0
+	counted, runnable := 0, false
 	f.send(w, Beat,
-		func(f *fleet, w *worker) { w.beaten, counted = f.now, f.rows },
 		func(f *fleet, w *worker) {
-			if counting {
-				w.known = counted
-			}
+			w.beaten = f.now
+			f.recount()
+			counted = f.counted + max(w.ordinal-f.registered, 0)
+			runnable = len(f.waiting) > 0 && f.waiting[0].came < f.now-nobodyTook
+		},
+		func(f *fleet, w *worker) {
+			w.known = counted
 			w.beats.Arrived()
 			w.leased = sent + ttl*9/10
 			f.in(w.beats.Next(w.known), w, (*fleet).beat)
+			if runnable && w.resting && w.poller.Heed(f.clock()) {
+				f.poll(w)
+			}
 		},
 		func(f *fleet, w *worker) {
 			w.beats.Failed()
@@ -81,17 +89,34 @@ func (f *fleet) houseRest(w *worker) {
 	f.keepHouse(w)
 }
 
-// rest is the pause of an idle worker.
-func (f *fleet) rest(w *worker) {
-	pause, poll := w.poller.Next(f.clock(), -1)
-	if poll {
-		f.in(pause, w, (*fleet).poll)
-	} else {
-		f.in(pause, w, (*fleet).rest)
+// recount counts the fleet, unless somebody has a moment ago.
+func (f *fleet) recount() {
+	if f.counted == 0 || f.now >= f.countedAt+countEvery {
+		f.counted, f.registered, f.countedAt = f.rows, f.ordinal, f.now
 	}
 }
 
-func (f *fleet) poll(w *worker) { f.turn(w, Poll) }
+// rest is the pause of an idle worker.
+func (f *fleet) rest(w *worker) {
+	pause, poll := w.poller.Next(f.clock(), -1)
+	w.resting = true
+	w.rests++
+	rest := w.rests
+	f.in(pause, w, func(f *fleet, w *worker) {
+		switch {
+		case !w.resting || w.rests != rest: // a beat has ended it
+		case poll:
+			f.poll(w)
+		default:
+			f.rest(w)
+		}
+	})
+}
+
+func (f *fleet) poll(w *worker) {
+	w.resting = false
+	f.turn(w, Poll)
+}
 
 // turn is a statement that asks for one task.
 func (f *fleet) turn(w *worker, k Kind) {

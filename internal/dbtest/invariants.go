@@ -21,6 +21,10 @@ var invariants = []invariant{
 		sql:  `SELECT lock_id, locked_by FROM goose_lock WHERE locked`,
 	},
 	{
+		name: "a process has a name and a lease",
+		sql:  `SELECT id, name, ttl FROM app_status WHERE name = '' OR ttl <= interval '0'`,
+	},
+	{
 		name: "final tasks have an end, and no others",
 		sql:  `SELECT id, state, finished_at FROM task WHERE (finished_at IS NOT NULL) <> (state IN ('skipped', 'completed', 'failed', 'canceled'))`,
 	},

@@ -353,6 +353,7 @@ func unknown(h object) (f Finding, bad bool) {
 // run as the role that sends them, and so do the functions, whose locks on rows ask for UPDATE. What foreign keys
 // do asks for none.
 var needed = map[string]string{
+	"app_fleet":        "SELECT, INSERT, UPDATE",
 	"app_status":       "SELECT, INSERT, UPDATE, DELETE",
 	"created_resource": "SELECT, INSERT, UPDATE",
 	"goose_db_version": "SELECT",

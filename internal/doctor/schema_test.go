@@ -405,7 +405,8 @@ func TestLackingPrivilegesAreNamed(t *testing.T) {
 		t.Errorf("%d tables, %v", tables, err)
 	}
 	wantFinding(t, list[0], Error, "lacks EXECUTE on function task_cancel", "GRANT EXECUTE ON FUNCTION task_cancel TO "+role)
-	wantFinding(t, list[1], Error, "lacks DELETE, INSERT, UPDATE on table app_status", "GRANT DELETE, INSERT, UPDATE ON app_status TO "+role)
+	wantFinding(t, list[1], Error, "lacks INSERT, UPDATE on table app_fleet", "GRANT INSERT, UPDATE ON app_fleet TO "+role)
+	wantFinding(t, list[2], Error, "lacks DELETE, INSERT, UPDATE on table app_status", "GRANT DELETE, INSERT, UPDATE ON app_status TO "+role)
 	for _, f := range list {
 		execute(t, d, f.Remedy)
 	}

@@ -40,7 +40,7 @@ var within = []struct {
 }{
 	{"./db", nil},
 	{"./sql/schema", nil},
-	{"./app_status", []pattern{"./db", "./pool", "./internal/resend"}},
+	{"./app_status", []pattern{"./db", "./pool", "./internal/pacing", "./internal/resend"}},
 	{"./pool", nil},
 	{"./internal/resend", nil},
 	{"./internal/textwire", nil},

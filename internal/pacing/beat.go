@@ -12,8 +12,6 @@ import (
 type Beats struct {
 	ttl  time.Duration
 	rand *rand.Rand
-	// first: none has arrived since the registration.
-	first bool
 	// together: others may beat at the same moments, for they started, or failed, at the same time.
 	together bool
 	failures int
@@ -21,17 +19,21 @@ type Beats struct {
 
 // NewBeats is for a process that has just registered, whose lease lasts for ttl.
 func NewBeats(ttl time.Duration, r *rand.Rand) *Beats {
-	return &Beats{ttl: ttl, rand: r, first: true, together: true}
+	return &Beats{ttl: ttl, rand: r, together: true}
 }
 
 // beatRetryRate bounds how many beats that failed a fleet repeats per second, about: where more would
 // come by resend.Backoff, the pauses are longer.
 const beatRetryRate = 4000
 
-// Next is the pause before the next beat in a fleet of that size: a third of the TTL, or less, at random,
-// where others may beat at the same moments. After a failure it is resend.Backoff's.
+// beatCeiling bounds the time between beats where the TTL is long: they also tell of the fleet's size, and
+// of tasks that wait.
+const beatCeiling = 10 * time.Second
+
+// Next is the pause before the next beat in a fleet of that size: about a third of the TTL, 10 s at most; or
+// less, at random, where others may beat at the same moments. After a failure it is resend.Backoff's.
 func (b *Beats) Next(fleet int) time.Duration {
-	pause := b.ttl / 3
+	pause := min(b.ttl/3, beatCeiling)
 	if b.failures > 0 {
 		apart := float64(fleet) / beatRetryRate * float64(time.Second)
 		return min(pause, max(resend.BackoffBy(b.rand, b.failures), time.Duration((0.5+uniform(b.rand))*apart)))
@@ -47,13 +49,4 @@ func (b *Beats) Next(fleet int) time.Duration {
 func (b *Beats) Failed() { b.failures, b.together = b.failures+1, true }
 
 // Arrived notes that a beat has prolonged the lease.
-func (b *Beats) Arrived() { b.failures, b.first = 0, false }
-
-// counters is how many beats per third of the TTL count the fleet, at most: counting reads a row for
-// each process.
-const counters = 500
-
-// Counts decides whether the next beat counts a fleet of that size. The first one does.
-func (b *Beats) Counts(fleet int) bool {
-	return b.first || fleet <= counters || uniform(b.rand)*float64(fleet) < counters
-}
+func (b *Beats) Arrived() { b.failures = 0 }

@@ -106,6 +106,12 @@ func (p *Poller) share(now time.Time) float64 {
 	return min(1, max(1.0/quiet, float64(age)/float64(blend)))
 }
 
+// Heed reports whether to poll at once because a beat has found runnable tasks. Who starts at the same time
+// as others beats at the same time, too, so of newcomers only half do.
+func (p *Poller) Heed(now time.Time) bool {
+	return p.knew <= 1 || now.Sub(p.joined) >= settled || uniform(p.rand) < 0.5
+}
+
 // retryCeiling bounds the pause after a failed poll: an answer that got lost may have brought a task.
 const retryCeiling = time.Minute
 

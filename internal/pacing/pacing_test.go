@@ -244,6 +244,11 @@ func TestBeatsComeThreeTimesPerTTLAndApart(t *testing.T) {
 		within("after an outage", b, time.Second, 10*time.Second)
 		within("later", b, 9*time.Second, 11*time.Second)
 	}
+	for _, long := range []time.Duration{time.Minute, time.Hour} {
+		b := NewBeats(long, r)
+		b.Next(1)
+		within("with a long TTL", b, 9*time.Second, 11*time.Second)
+	}
 	slices.Sort(firsts)
 	if firsts[0] < time.Second || firsts[0] > 2*time.Second || firsts[199] > 10*time.Second || firsts[199] < 9*time.Second {
 		t.Errorf("the first beats come from %s to %s", firsts[0], firsts[199])
@@ -261,23 +266,23 @@ func TestLargeFleetRepeatsFailedBeatsSlowly(t *testing.T) {
 	}
 }
 
-func TestSomeBeatsCountALargeFleetAndTheFirstAlwaysDoes(t *testing.T) {
+func TestHalfOfTheNewcomersHeedABeatAndAllOthersDo(t *testing.T) {
 	t.Parallel()
-	b := NewBeats(30*time.Second, seeded())
-	if !b.Counts(1_000_000) {
-		t.Error("the first beat does not count")
-	}
-	b.Arrived()
-	if !b.Counts(counters) {
-		t.Error("a small fleet is not always counted")
-	}
-	counted := 0
-	for range 10_000 {
-		if b.Counts(10 * counters) {
-			counted++
+	for _, tt := range []struct {
+		n    int
+		age  time.Duration
+		want float64
+	}{{1, 0, 1}, {100, 0, 0.5}, {100, settled - 1, 0.5}, {100, settled, 1}} {
+		p := NewPoller(start, sized(tt.n), seeded())
+		heeded := 0
+		const beats = 2000
+		for range beats {
+			if p.Heed(start.Add(tt.age)) {
+				heeded++
+			}
 		}
-	}
-	if counted < 900 || counted > 1100 {
-		t.Errorf("%d of 10000 beats count, should be a tenth", counted)
+		if got := float64(heeded) / beats; math.Abs(got-tt.want) > 0.05 {
+			t.Errorf("one of %d, %s old, heeds %.2f of the beats, want %.2f", tt.n, tt.age, got, tt.want)
+		}
 	}
 }

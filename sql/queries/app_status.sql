@@ -1,27 +1,16 @@
 -- name: AppStatusRegister :one
 -- Writes the row of a process that starts, and answers how many of its type are online, it included,
--- and how many of them keep house. A second send of the same id changes nothing but the beat.
-WITH me AS (
-    INSERT INTO app_status (id, app_type, name, versions, task_names, ttl, housekeeping)
-    VALUES (@id::uuid, (@app_type::text)::app_type, @name::text, (@versions::text)::jsonb, @task_names::text[],
-            make_interval(secs => @ttl_seconds::float8), @housekeeping::bool)
-    ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
-    RETURNING id
-)
-SELECT (count(*) + 1)::int AS online, (count(*) FILTER (WHERE a.housekeeping) + (@housekeeping::bool)::int)::int AS housekeepers
-FROM app_status a
-WHERE a.app_type = (@app_type::text)::app_type AND a.last_heartbeat + a.ttl >= now() AND a.id <> @id::uuid;
+-- and how many of them keep house: the last count, a second old at most, and all that have registered
+-- since, of any type. A second send of the same id changes nothing but the beat.
+SELECT r.online::int AS online, r.housekeepers::int AS housekeepers
+FROM app_register(@id::uuid, (@app_type::text)::app_type, @name::text, (@versions::text)::jsonb, @task_names::text[],
+    make_interval(secs => @ttl_seconds::float8), @housekeeping::bool) r;
 
 -- name: AppStatusBeat :one
--- Prolongs the lease. No row: the process was declared missing and must stop. If counting, it also
--- answers how many of its type are online and how many of them keep house, which reads the whole
--- table, else 0.
-UPDATE app_status me SET last_heartbeat = now()
-FROM (SELECT count(*) AS online, count(*) FILTER (WHERE a.housekeeping) AS housekeepers
-      FROM app_status a, (SELECT b.app_type FROM app_status b WHERE b.id = @id::uuid) mine
-      WHERE @counting::bool AND a.app_type = mine.app_type AND a.last_heartbeat + a.ttl >= now()) fleet
-WHERE me.id = @id::uuid
-RETURNING fleet.online::int AS online, fleet.housekeepers::int AS housekeepers;
+-- Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
+-- its type are online and how many of them keep house, as counted about a second ago at most; and, if
+-- looking, 1 if tasks of other than these kinds are runnable, and have been for a quarter of a second, else 0.
+SELECT app_beat(@id::uuid, @looking::bool, @foreign_kinds::int[])::int[] AS told;
 
 -- name: AppStatusUnregister :execrows
 -- Removes the row of a process that ends. The foreign key frees whatever it still holds.

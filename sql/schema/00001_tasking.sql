@@ -16,17 +16,29 @@ CREATE TABLE app_status (
     ttl            interval    NOT NULL,
     created_at     timestamptz NOT NULL DEFAULT now(),
     last_heartbeat timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT app_status_ttl_positive CHECK (ttl > interval '0'),
-    CONSTRAINT app_status_name_not_empty CHECK (name <> '')
+    ordinal        bigint GENERATED ALWAYS AS IDENTITY
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200);
 
-COMMENT ON TABLE app_status IS 'One row per running process of any kind: whoever may hold a task.';
+COMMENT ON TABLE app_status IS 'One row per running process of any kind: whoever may hold a task. No CHECKs, as in task: two of them took a twelfth of the time of a beat.';
 COMMENT ON COLUMN app_status.id IS 'Made anew at each registration; task.app_lock points here.';
 COMMENT ON COLUMN app_status.name IS 'For people, such as 4711@host; not unique.';
 COMMENT ON COLUMN app_status.versions IS 'Component label to version (PEP 440), such as {"core": "3.117.0"}.';
 COMMENT ON COLUMN app_status.task_names IS 'The task types that a worker knows; empty for the other types.';
 COMMENT ON COLUMN app_status.housekeeping IS 'Shares in the fleet''s duties: sweeping, queueing what is due, dispatching schedules.';
 COMMENT ON COLUMN app_status.ttl IS 'Missing once last_heartbeat + ttl has passed on the database''s clock.';
+COMMENT ON COLUMN app_status.ordinal IS 'Counts registrations of any type, so that one knows how many came after the last count of the fleet.';
+
+CREATE TABLE app_fleet (
+    app_type     app_type PRIMARY KEY,
+    online       int         NOT NULL,
+    housekeepers int         NOT NULL,
+    registered   bigint      NOT NULL,
+    counted_at   timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+COMMENT ON TABLE app_fleet IS 'How many processes of each type are online, so that a beat need not count them. A beat or a registration that finds the count older than a second counts anew, so nobody learns of one that is much older; no row: nobody has registered yet.';
+COMMENT ON COLUMN app_fleet.housekeepers IS 'How many of them keep house.';
+COMMENT ON COLUMN app_fleet.registered IS 'The last ordinal that the count has seen.';
 
 CREATE TABLE task_kind (
     id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -195,6 +207,6 @@ CREATE INDEX task_schedule_last_task ON task_schedule (last_task) WHERE last_tas
 
 -- +goose Down
 DROP TABLE task_schedule, created_resource, progress_report, resource_lock, task_reservation, task,
-    task_group, task_kind, app_status;
+    task_group, task_kind, app_fleet, app_status;
 DROP TYPE task_state;
 DROP TYPE app_type;

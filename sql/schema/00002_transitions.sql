@@ -810,8 +810,103 @@ $$;
 COMMENT ON FUNCTION task_turn IS
     'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has changed by a second, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
+-- Processes --------------------------------------------------------------------------------------
+
+-- +goose StatementBegin
+CREATE FUNCTION app_count(of app_type) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM app_fleet f WHERE f.app_type = of AND f.counted_at < now() - interval '1 s' FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND AND (SELECT true FROM app_fleet f WHERE f.app_type = of) THEN
+        RETURN; -- another is counting, or just has
+    END IF;
+    INSERT INTO app_fleet AS f (app_type, online, housekeepers, registered, counted_at)
+    SELECT of, count(*) FILTER (WHERE a.app_type = of AND a.last_heartbeat + a.ttl >= now()),
+           count(*) FILTER (WHERE a.app_type = of AND a.last_heartbeat + a.ttl >= now() AND a.housekeeping),
+           coalesce(max(a.ordinal), 0), clock_timestamp()
+    FROM app_status a
+    ON CONFLICT (app_type) DO UPDATE SET online = excluded.online, housekeepers = excluded.housekeepers,
+        registered = greatest(f.registered, excluded.registered), counted_at = excluded.counted_at;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION app_count IS
+    'Counts the processes of a type that are online, for app_fleet, unless another does, or has within a second. Reads the whole of app_status; all together do it once a second, however many they are. Waits for nobody.';
+
+-- +goose StatementBegin
+CREATE FUNCTION app_register(me uuid, of app_type, called text, has jsonb, knows text[], lease interval, keeps_house boolean,
+    OUT online int, OUT housekeepers int) LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+DECLARE
+    fleet app_fleet;
+    mine  bigint;
+    since int;
+BEGIN
+    INSERT INTO app_status AS a (id, app_type, name, versions, task_names, ttl, housekeeping)
+    VALUES (me, of, called, has, knows, lease, keeps_house)
+    ON CONFLICT (id) DO UPDATE SET last_heartbeat = now()
+    RETURNING a.ordinal INTO mine;
+    SELECT * INTO fleet FROM app_fleet f WHERE f.app_type = of;
+    IF fleet.counted_at IS NULL OR fleet.counted_at < now() - interval '1 s' THEN
+        PERFORM app_count(of);
+        SELECT * INTO fleet FROM app_fleet f WHERE f.app_type = of;
+    END IF;
+    -- Those since the count, this one among them, are taken to be of this type, still there, and as many of
+    -- them to keep house as of those before.
+    since := greatest(mine - fleet.registered, 0);
+    online := fleet.online + since;
+    housekeepers := greatest(fleet.housekeepers + since * fleet.housekeepers / greatest(fleet.online, 1), keeps_house::int);
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION app_register IS
+    'Writes the row of a process that starts, and answers how many of its type are online, it included, and how many of them keep house: the last count and all that have registered since, which is rather too many than too few. A second send of the same id changes nothing but the beat.';
+
+-- +goose StatementBegin
+CREATE FUNCTION app_beat(me uuid, looking boolean, foreign_kinds int[]) RETURNS int[] LANGUAGE plpgsql
+SET enable_seqscan = off AS $$
+DECLARE
+    mine         app_type;
+    online       int;
+    housekeepers int;
+    since        int; -- have registered since the count, as far as this one knows
+    old          boolean;
+    runnable     int := 0;
+    head         int;
+    waits        timestamptz;
+BEGIN
+    UPDATE app_status a SET last_heartbeat = now() FROM app_fleet f WHERE a.id = me AND f.app_type = a.app_type
+    RETURNING f.online, f.housekeepers, greatest(a.ordinal - f.registered, 0), f.counted_at < now() - interval '1 s'
+    INTO online, housekeepers, since, old;
+    IF old IS NOT FALSE THEN
+        SELECT a.app_type INTO mine FROM app_status a WHERE a.id = me;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        PERFORM app_count(mine);
+        UPDATE app_status a SET last_heartbeat = now() FROM app_fleet f WHERE a.id = me AND f.app_type = a.app_type
+        RETURNING f.online, f.housekeepers, greatest(a.ordinal - f.registered, 0) INTO online, housekeepers, since;
+    END IF;
+    IF looking THEN
+        SELECT t.kind, t.unblocked_at INTO head, waits FROM task t
+        WHERE t.state = 'waiting' AND t.blocked_on = 0 ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1;
+        WHILE FOUND LOOP
+            IF waits < now() - interval '250 ms' AND head <> ALL (foreign_kinds) THEN
+                runnable := 1;
+                EXIT;
+            END IF;
+            SELECT t.kind, t.unblocked_at INTO head, waits FROM task t
+            WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind > head ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1;
+        END LOOP;
+    END IF;
+    RETURN ARRAY[online + since, housekeepers + since * housekeepers / greatest(online, 1), runnable];
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION app_beat IS
+    'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. If looking, the third number is 1 if tasks of other than these kinds wait for nothing but a worker, and have for a quarter of a second: then there are more of them than polls find. An array, since three columns take a seventh more of the time.';
+
 -- +goose Down
-DROP FUNCTION task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_queues_leave, task_queues_lock, task_leaving,
+DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_queues_leave, task_queues_lock, task_leaving,
     domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
     resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
 
