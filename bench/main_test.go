@@ -103,7 +103,11 @@ func checkSample(t *testing.T, what string, s Sample) {
 
 // Nothing gets lost: a quick run works off its backlog, and fails unless the database has recorded each
 // task that ran, once.
+// TestEveryScenarioCanBeMeasured takes minutes; a quick run of the benchmarks sees the same.
 func TestEveryScenarioCanBeMeasured(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes minutes: bench -quick measures all scenarios, too")
+	}
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.scenarios = slices.DeleteFunc(slices.Clone(cfg.scenarios), func(s scenario) bool {
