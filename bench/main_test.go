@@ -102,8 +102,7 @@ func checkSample(t *testing.T, what string, s Sample) {
 }
 
 // Nothing gets lost: a quick run works off its backlog, and fails unless the database has recorded each
-// task that ran, once.
-// TestEveryScenarioCanBeMeasured takes minutes; a quick run of the benchmarks sees the same.
+// task that ran, once. bench -quick sees the same.
 func TestEveryScenarioCanBeMeasured(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes minutes: bench -quick measures all scenarios, too")

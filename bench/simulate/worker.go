@@ -61,6 +61,7 @@ func (f *fleet) beat(w *worker) {
 		},
 		func(f *fleet, w *worker) {
 			w.known = counted
+			runnable = runnable && !w.beats.Crowded()
 			w.beats.Arrived()
 			w.leased = sent + ttl*9/10
 			f.in(w.beats.Next(w.known), w, (*fleet).beat)

@@ -48,5 +48,9 @@ func (b *Beats) Next(fleet int) time.Duration {
 // Failed notes that a beat has failed.
 func (b *Beats) Failed() { b.failures, b.together = b.failures+1, true }
 
+// Crowded reports whether others beat at the same moments, after an outage: then not all may act at once
+// on what a beat tells.
+func (b *Beats) Crowded() bool { return b.failures > 0 }
+
 // Arrived notes that a beat has prolonged the lease.
 func (b *Beats) Arrived() { b.failures = 0 }

@@ -240,7 +240,13 @@ func TestBeatsComeThreeTimesPerTTLAndApart(t *testing.T) {
 			b.Failed()
 			within("after failures", b, 12*time.Millisecond, 5*time.Second)
 		}
+		if !b.Crowded() {
+			t.Error("the beat after an outage is not one of many")
+		}
 		b.Arrived()
+		if b.Crowded() {
+			t.Error("the next one is, too")
+		}
 		within("after an outage", b, time.Second, 10*time.Second)
 		within("later", b, 9*time.Second, 11*time.Second)
 	}
