@@ -164,7 +164,8 @@ func (a *App) Leased() bool {
 func (a *App) Lost() <-chan struct{} { return a.lost }
 
 // Look makes beats look for runnable tasks of all kinds but these (on), or not (the default). A beat that
-// finds one that nobody has taken for a quarter of a second signals on Runnable.
+// finds one that nobody has taken for a quarter of a second signals on Runnable, unless it had failed before:
+// after an outage many beat at the same moments.
 func (a *App) Look(on bool, foreign []int32) {
 	if !on {
 		a.foreign.Store(nil)
@@ -389,7 +390,7 @@ func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
 	a.online.Store(int64(told[0]))
 	a.housekeepers.Store(int64(told[1]))
 	a.prolong(sent)
-	if told[2] != 0 {
+	if told[2] != 0 && !a.beats.Crowded() {
 		select {
 		case a.runnable <- struct{}{}:
 		default:

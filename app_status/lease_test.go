@@ -265,6 +265,10 @@ func TestBeatFindsTasksThatWaitForAWorker(t *testing.T) {
 	beat("kinds for others", false)
 	add(5, "1 hour")
 	beat("one behind those for others", true)
+	a.beats.Failed()
+	beat("after an outage", false)
+	a.beats.Arrived()
+	beat("the next one", true)
 }
 
 func TestBeatThatFailsIsNotALoss(t *testing.T) {

@@ -825,7 +825,8 @@ BEGIN
            coalesce(max(a.ordinal), 0), clock_timestamp()
     FROM app_status a
     ON CONFLICT (app_type) DO UPDATE SET online = excluded.online, housekeepers = excluded.housekeepers,
-        registered = greatest(f.registered, excluded.registered), counted_at = excluded.counted_at;
+        registered = greatest(f.registered, excluded.registered), counted_at = excluded.counted_at
+    WHERE f.counted_at < now() - interval '1 s'; -- else somebody has just made the first count
 END
 $$;
 -- +goose StatementEnd
@@ -851,8 +852,10 @@ BEGIN
         SELECT * INTO fleet FROM app_fleet f WHERE f.app_type = of;
     END IF;
     -- Those since the count, this one among them, are taken to be of this type, still there, and as many of
-    -- them to keep house as of those before.
-    since := greatest(mine - fleet.registered, 0);
+    -- them to keep house as of those before. Who drew its ordinal before the count, and is not in it, came at
+    -- the same moment as those between.
+    since := CASE WHEN mine >= fleet.registered THEN mine - fleet.registered
+        ELSE least(fleet.registered - mine, greatest(fleet.registered - fleet.online, 0)) END;
     online := fleet.online + since;
     housekeepers := greatest(fleet.housekeepers + since * fleet.housekeepers / greatest(fleet.online, 1), keeps_house::int);
 END
