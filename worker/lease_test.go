@@ -58,7 +58,8 @@ func TestWorkerStopsItsTasksBeforeItCountsAsMissing(t *testing.T) {
 	}, tasking.TypeConfig{})
 	p, process := wired(t, d, &watch{}, 4)
 	c := newClient(t, d.Pool, d, hold)
-	_, stop, _ := start(t, newClient(t, p, d, hold), Config{TTL: 2 * time.Second, Log: d.Log})
+	// A tenth of the TTL is left for stopping: enough for the question on a machine that is busy.
+	_, stop, _ := start(t, newClient(t, p, d, hold), Config{TTL: 10 * time.Second, Log: d.Log})
 	dispatch(t, c, hold.Request(nil, tasking.Options{}))
 	receive(t, "start", started)
 	process.cut()
