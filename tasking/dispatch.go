@@ -332,7 +332,7 @@ func (k *kinds) of(p *db.TaskDispatchParams, name string, versions map[string]st
 		p.KindNames = append(p.KindNames, name)
 		p.KindVersions = append(p.KindVersions, needs)
 		p.KindAttempts = append(p.KindAttempts, int32(cfg.MaxAttempts))
-		p.KindBackoffs = append(p.KindBackoffs, strconv.FormatInt(cfg.Backoff.Microseconds(), 10)+" microseconds")
+		p.KindBackoffs = append(p.KindBackoffs, strconv.FormatFloat(cfg.Backoff.Seconds(), 'f', 6, 64)+" seconds")
 		number = int32(len(p.KindNames))
 		if number == 2 {
 			k.numbers = map[[2]string]int32{{p.KindNames[0], p.KindVersions[0]}: 1}
