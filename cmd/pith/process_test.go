@@ -275,15 +275,19 @@ func TestDemoSurvivesAKilledWorker(t *testing.T) {
 	if r.code != exitOK {
 		t.Fatalf("status %d: %s", r.code, r.err)
 	}
-	contains(t, r.err, "with SIGKILL while it ran task", "is failed: "+tasking.ReasonMissing, "have no digests", "dispatching again: 1 of")
+	contains(t, r.err, "with SIGKILL while it ran task", "is failed: "+tasking.ReasonMissing, "have no digests")
 	sum := decode[struct {
 		Tasks, Completed, Failed int
 		Killed                   int      `json:"killed_workers"`
 		Lost                     []string `json:"lost_tasks"`
 	}](t, r.out)
-	if sum.Killed != 1 || len(sum.Lost) != 1 || sum.Failed != 2 || sum.Completed != sum.Tasks-2 {
+	// A machine that stalls for the TTL loses another worker's task too. What
+	// counts is that each lost one is named and computed again, and that only
+	// the manifest task failed beside them.
+	if sum.Killed != 1 || len(sum.Lost) == 0 || sum.Failed != len(sum.Lost)+1 || sum.Completed != sum.Tasks-sum.Failed {
 		t.Errorf("summary is %+v", sum)
 	}
+	contains(t, r.err, fmt.Sprintf("dispatching again: %d of", len(sum.Lost)))
 	wantsManifest(t, out, want)
 }
 
