@@ -511,7 +511,7 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
 FROM task_turn(
     $1::uuid, $2::int[], $3::int[], $4::int, $5::bool, $6::uuid[],
     $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[], $12::bool, $13::bool,
-    $14::int[], $15::int[], $16::timestamptz[])
+    $14::bool, $15::int[], $16::int[], $17::timestamptz[])
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in)
 `
@@ -530,6 +530,7 @@ type TaskTurnParams struct {
 	Errors     []string
 	Bare       bool
 	Quick      bool
+	Searching  bool
 	SeenKinds  []int32
 	SeenRanks  []int32
 	SeenHeads  []pgtype.Timestamptz
@@ -569,6 +570,7 @@ func (q *Queries) TaskTurn(ctx context.Context, db DBTX, arg TaskTurnParams) ([]
 		arg.Errors,
 		arg.Bare,
 		arg.Quick,
+		arg.Searching,
 		arg.SeenKinds,
 		arg.SeenRanks,
 		arg.SeenHeads,

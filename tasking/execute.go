@@ -146,7 +146,7 @@ func traceback(err error) string {
 func (c *Client) runImmediate(ctx, held context.Context, by caller, p db.TaskDispatchParams, d Dispatched) (Dispatched, error) {
 	claim := Claim{
 		ID: d.ID, Attempt: 1, Name: p.KindNames[0], Args: json.RawMessage(p.Arguments[0]), CorrelationID: p.Cids[0],
-		Group: uuidPtr(p.Groups[0]), Parent: by.parent, Immediate: true, Reserved: p.Resources, CreatedAt: d.CreatedAt,
+		Group: uuidPtr(p.Groups[0]), Parent: by.parent, Immediate: true, Reserved: recorded(p), CreatedAt: d.CreatedAt,
 	}
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -166,6 +166,24 @@ func (c *Client) runImmediate(ctx, held context.Context, by caller, p db.TaskDis
 	}
 	d.State, d.Error = ends, out.Error
 	return d, nil
+}
+
+// recorded is what the database records of the resources of a dispatch of one task.
+func recorded(p db.TaskDispatchParams) []string {
+	var exclusive, shared []string
+	owner := false
+	for i, r := range p.Resources {
+		if p.Exclusives[i] {
+			exclusive = append(exclusive, r)
+			owner = owner || r == Domain
+		} else if r != Domain {
+			shared = append(shared, "shared:"+r)
+		}
+	}
+	if !owner {
+		shared = append(shared, "shared:"+Domain)
+	}
+	return append(exclusive, shared...)
 }
 
 // whileHeld makes a context for what must be sent even when ctx has ended. It ends when the lease of

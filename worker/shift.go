@@ -48,15 +48,17 @@ type shift struct {
 	failures int
 	refused  bool // the last turn failed for good: it was not committed
 	idle     bool // the last turn found less to claim than it asked for
+	emptied  bool // and it had looked everywhere
 	full     bool // the last turn claimed all of many that it asked for
 	// turning is how many turns are under way, and asked what they ask for together.
 	turning, asked int
 	// heads is where the ready tasks of each group began when they were last looked for, by the database's
-	// clock; searched is when they were looked for everywhere. Whoever commits late is found by that.
-	heads    map[group]pgtype.Timestamptz
-	searched time.Time
-	looked   time.Time // when a turn last asked what is to be canceled
-	redraw   bool      // the pause ends with another one, not with a turn
+	// clock; searched is when that was, and whole when they were looked for everywhere. Whoever commits late
+	// is found by that.
+	heads           map[group]pgtype.Timestamptz
+	searched, whole time.Time
+	looked          time.Time // when a turn last asked what is to be canceled
+	redraw          bool      // the pause ends with another one, not with a turn
 	dueIn    time.Duration
 
 	crew   *crew
@@ -119,7 +121,7 @@ func (s *shift) run(ctx, life context.Context) error {
 			s.turn(life, s.told(ctx))
 		}
 		// After a lost answer one more is needed: the lost one may have brought claims.
-		if stopping && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && (s.failures == 0 || s.refused) {
+		if stopping && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && (s.failures == 0 || s.refused && !time.Now().Before(s.recovering)) {
 			return nil
 		}
 		select {
@@ -132,7 +134,9 @@ func (s *shift) run(ctx, life context.Context) error {
 		case <-s.wake(stopping):
 			now = true
 		case <-s.runnable(stopping):
-			now = now || s.turning == 0 && s.pace.Heed(time.Now())
+			if s.turning == 0 && s.pace.Heed(time.Now()) {
+				now, s.whole = true, time.Time{} // what is old may stand where a turn no longer looks
+			}
 		case <-s.crew.rang:
 		case t := <-s.turned:
 			s.turning--
@@ -143,10 +147,13 @@ func (s *shift) run(ctx, life context.Context) error {
 				s.wait()
 				return err
 			}
-			if s.w.cfg.Burst && s.idle && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0 {
+			spent := s.w.cfg.Burst && s.idle && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0
+			if spent && s.emptied {
 				return nil
 			}
 			switch {
+			case spent:
+				now, s.whole = true, time.Time{}
 			case s.failures > 0:
 				if failures == 0 {
 					s.log.Log(life, severity(t.err), "turn failed", "err", t.err)
@@ -293,7 +300,7 @@ func (s *shift) take(life context.Context, t turn) error {
 		s.looked = time.Now()
 	}
 	if t.whole && t.wanted > 0 {
-		s.searched = time.Now()
+		s.whole = time.Now()
 		clear(s.heads)
 	}
 	if t.failures == s.failures { // else it was sent before the last failure
@@ -341,6 +348,10 @@ func (s *shift) take(life context.Context, t turn) error {
 	// Nothing more is there for us if we asked for more than we got, and know all kinds.
 	s.full = t.wanted >= pairLeast && t.wanted == len(claimed)
 	s.idle = t.wanted > len(claimed) && len(unknownKinds(t.rows)) == 0 && t.queued == 0
+	s.emptied = s.idle && t.whole
+	if t.whole || t.searching || t.wanted > len(claimed) {
+		s.searched = time.Now()
+	}
 	return nil
 }
 

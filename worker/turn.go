@@ -25,8 +25,9 @@ type turn struct {
 	wanted int
 	// looks: it also asks what is to be canceled.
 	looks bool
-	// whole: it looks for tasks everywhere, not only from where they have begun before.
-	whole bool
+	// whole: it looks for tasks everywhere, not only from where they have begun before; searching: at least
+	// also for other groups than those that were seen before.
+	whole, searching bool
 	// failures is how many turns in a row had failed when it was sent.
 	failures int
 	rows     []db.TaskTurnRow
@@ -51,6 +52,10 @@ const (
 	mostTurns  = 2
 	fewWorkers = 4
 )
+
+// searchEvery is how long a worker that finds enough in the groups of tasks that it knows goes without a look
+// for others: a task of a higher priority waits that long at most for a worker that has a free slot.
+const searchEvery = 100 * time.Millisecond
 
 // paired reports whether two turns may be under way.
 func (s *shift) paired() bool {
@@ -87,7 +92,11 @@ func (s *shift) turn(life context.Context, stopping bool) {
 		most = 1
 	}
 	most = min(most, len(s.unsent))
-	t := turn{sent: s.unsent[:most:most], failures: s.failures, looks: s.looks(), whole: time.Since(s.searched) >= pacing.Look(s.app.Online())}
+	t := turn{
+		sent: s.unsent[:most:most], failures: s.failures, looks: s.looks(),
+		whole:     time.Since(s.whole) >= pacing.Look(s.app.Online()),
+		searching: time.Since(s.searched) >= searchEvery,
+	}
 	s.unsent = slices.Clone(s.unsent[most:])
 	if !stopping {
 		t.wanted = max(min(s.free()-s.asked, s.part()), 0)
@@ -140,7 +149,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
 		Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 		IDs: []pgtype.UUID{}, Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
-		Bare: true, Quick: !t.looks, SeenKinds: []int32{}, SeenRanks: []int32{}, SeenHeads: []pgtype.Timestamptz{},
+		Bare: true, Quick: !t.looks, Searching: t.whole || t.searching, SeenKinds: []int32{}, SeenRanks: []int32{}, SeenHeads: []pgtype.Timestamptz{},
 	}
 	for id, k := range s.kinds {
 		p.Known = append(p.Known, id)
@@ -169,7 +178,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 			p.Holding = append(p.Holding, pgUUID(e.claim.ID))
 		}
 	}
-	slices.SortFunc(t.sent, func(a, b *slot) int { return bytes.Compare(a.claim.ID[:], b.claim.ID[:]) }) // the database visits them by binary search
+	slices.SortFunc(t.sent, func(a, b *slot) int { return bytes.Compare(a.claim.ID[:], b.claim.ID[:]) }) // to be locked in this order
 	for _, e := range t.sent {
 		failed, err := tasking.EncodeError(e.outcome.Error)
 		if err != nil {
@@ -194,6 +203,9 @@ func (s *shift) claim(life context.Context, r db.TaskTurnRow) *slot {
 		Reserved: r.Reserved, CreatedAt: r.CreatedAt.Time.UTC(),
 	}}
 	t.ctx, t.cancel = context.WithCancelCause(context.WithoutCancel(life))
+	if len(s.slots) == 0 {
+		s.looked = time.Now() // nothing was there to be canceled
+	}
 	s.slots[t.claim.ID] = t
 	if s.cause != nil { // claimed by a turn that was under way when all were to end
 		t.cancel(s.cause)

@@ -19,7 +19,7 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
 FROM task_turn(
     @worker::uuid, @known::int[], @runnable::int[], @wanted::int, @recovering::bool, @holding::uuid[],
     @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], @bare::bool, @quick::bool,
-    @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[])
+    @searching::bool, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[])
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in);
 

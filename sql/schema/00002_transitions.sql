@@ -13,11 +13,10 @@
 --
 -- The functions that clients call pin the shape of the plans of all that they call. A plan that is
 -- cached while a table is small, or that trusts the statistics of a table that has just filled,
--- would read whole queues. For the same reason rows are named by arrays (id = ANY), and what belongs
--- to a row is found in a parallel array by width_bucket, a binary search: there is no join to plan
--- wrongly, and rows are visited in the order of their ids. Such arrays of ids come sorted. And a look at
--- one row is a subquery with a scalar result, since EXISTS becomes a join, too. (SET in a function's head is undone when it returns; nothing of it is
--- left on the server connection.)
+-- would read whole queues. So rows are named by arrays (id = ANY), which an index finds in the order of
+-- the ids, whatever the planner believes, and locks in that order; what belongs to a row comes from the
+-- same arrays by a hash join. A look at one row is a subquery with a scalar result or a LIMIT 1. (SET in
+-- a function's head is undone when it returns; nothing of it is left on the server connection.)
 
 -- Buckets and modes ------------------------------------------------------------------------------
 
@@ -120,11 +119,12 @@ CREATE FUNCTION domain_shares_write(domain text) RETURNS void LANGUAGE sql AS $$
           UNION ALL
           SELECT id, seq, reserved_resources_record FROM task WHERE app_lock IS NOT NULL
           UNION ALL
-          SELECT id, seq, reserved_resources_record FROM task
-          WHERE (app_lock IS NULL AND state = 'canceling') OR (app_lock IS NULL AND state = 'running')
+          SELECT id, seq, reserved_resources_record FROM task WHERE app_lock IS NULL AND state = 'canceling'
+          UNION ALL
+          SELECT id, seq, reserved_resources_record FROM task WHERE app_lock IS NULL AND state = 'running'
           UNION ALL
           SELECT id, seq, reserved_resources_record FROM task
-          WHERE id IN (SELECT r.task FROM task_reservation r WHERE NOT r.granted)) t
+          WHERE id = ANY (ARRAY(SELECT r.task FROM task_reservation r WHERE NOT r.granted))) t
     WHERE 'shared:' || domain = ANY (t.reserved_resources_record)
     ON CONFLICT DO NOTHING;
     UPDATE resource_lock SET contended = true WHERE bucket < 0 AND NOT contended
@@ -381,6 +381,7 @@ BEGIN
     IF ids IS NULL THEN
         RETURN 0;
     END IF;
+    owned := ARRAY(SELECT DISTINCT r.name FROM task_reserves(ids) r WHERE r.exclusive AND resource_is_domain(r.name));
     -- seq first, in the order of their due times: it is their place.
     FOR i IN 1 .. cardinality(ids) LOOP
         UPDATE task t SET seq = DEFAULT WHERE t.id = ids[i];
@@ -451,13 +452,15 @@ DECLARE
     l    record;
     weak text[] := '{}';
 BEGIN
-    IF bare AND NOT resource_lock_all('{}', '{}', false) THEN
-        names := '{}';
-        freed := '{}';
-        places := '{}';
-        owned := '{}';
-        domains := false;
-        RETURN;
+    IF bare THEN
+        domains := resource_lock_all('{}', '{}', false);
+        IF NOT domains THEN
+            names := '{}';
+            freed := '{}';
+            places := '{}';
+            owned := '{}';
+            RETURN;
+        END IF;
     END IF;
     l := task_leaving(ids, false);
     freed := l.exclusive;
@@ -471,8 +474,10 @@ BEGIN
         FROM (SELECT s.name, resource_contended(s.name) AS contended
               FROM (SELECT DISTINCT u FROM unnest(l.shared) u OFFSET 0) s (name) OFFSET 0) n;
     END IF;
-    domains := cardinality(owned) > 0;
     IF domains THEN
+        NULL; -- bare: there is nothing else to lock
+    ELSIF cardinality(owned) > 0 THEN
+        domains := true;
         PERFORM resource_lock_all(weak, ARRAY(SELECT f FROM unnest(freed) f WHERE NOT resource_is_domain(f)), true);
     ELSE
         domains := resource_lock_all(weak, freed, false);
@@ -661,8 +666,9 @@ DECLARE
     attempts int[];
 BEGIN
     SELECT array_agg(a.id ORDER BY a.id), array_agg(a.attempt ORDER BY a.id) INTO ids, attempts
-    FROM (SELECT t.id, t.attempt FROM task t
-          WHERE (t.app_lock IS NULL AND t.state = 'canceling') OR (t.app_lock IS NULL AND t.state = 'running') LIMIT most) a;
+    FROM (SELECT t.id, t.attempt FROM task t WHERE t.app_lock IS NULL AND t.state = 'canceling'
+          UNION ALL
+          SELECT t.id, t.attempt FROM task t WHERE t.app_lock IS NULL AND t.state = 'running' LIMIT most) a;
     IF ids IS NULL THEN
         RETURN;
     END IF;
@@ -681,7 +687,7 @@ COMMENT ON FUNCTION task_abandoned_finish IS
 CREATE FUNCTION task_turn(
     worker uuid, known int[], runnable int[], wanted int, recovering boolean, holding uuid[],
     ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean, quick boolean,
-    seen_kinds int[], seen_ranks int[], seen_heads timestamptz[])
+    searching boolean, seen_kinds int[], seen_ranks int[], seen_heads timestamptz[])
 RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
     created timestamptz, due_in double precision) LANGUAGE plpgsql
@@ -693,9 +699,9 @@ DECLARE
     at_kind int := 0;
     at_rank int := 0;
     claimed int;
-    kinds   int[] := '{}';
-    ranks   int[] := '{}';
-    heads   timestamptz[] := '{}';
+    kinds   int[] := coalesce(seen_kinds, '{}');
+    ranks   int[] := seen_ranks;
+    heads   timestamptz[] := seen_heads;
     moved   boolean := false;
     strange int[] := '{}';
 BEGIN
@@ -718,48 +724,66 @@ BEGIN
         wanted := wanted - claimed;
     END IF;
 
-    IF wanted > 0 THEN
-        -- One look per kind and rank that is there, whatever stands behind each head, and one between
-        -- those that were seen before: those begin where they were seen to. A kind that this worker
-        -- cannot run costs it one look, however many tasks of it there are.
-        FOR i IN 1 .. seen + 1 LOOP
-            LOOP
-                SELECT t.kind, t.rank, t.unblocked_at INTO next FROM task t
-                WHERE t.state = 'waiting' AND t.blocked_on = 0 AND (t.kind, t.rank) > (at_kind, at_rank)
-                  AND (t.kind, t.rank) < (coalesce(seen_kinds[i], 2147483647), coalesce(seen_ranks[i], 2147483647))
-                ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1;
-                EXIT WHEN NOT FOUND;
-                at_kind := next.kind;
-                at_rank := next.rank;
-                IF at_kind = ANY (runnable) THEN
-                    kinds := kinds || at_kind;
-                    ranks := ranks || at_rank;
-                    heads := heads || next.unblocked_at;
-                    moved := true;
-                ELSE
-                    IF at_kind <> ALL (known) THEN
-                        strange := strange || at_kind;
+    WHILE wanted > 0 LOOP
+        IF searching THEN
+            -- One look per kind and rank that is there, whatever stands behind each head, and one between
+            -- those that were seen before: those begin where they were seen to. A kind that this worker
+            -- cannot run costs it one look, however many tasks of it there are. (A scan of an index does not
+            -- end where a pair is no longer less than another, so the bounds are of single columns.)
+            kinds := '{}';
+            ranks := '{}';
+            heads := '{}';
+            FOR i IN 1 .. seen + 1 LOOP
+                LOOP
+                    SELECT u.* INTO next FROM (
+                        (SELECT t.kind, t.rank, t.unblocked_at FROM task t
+                         WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank > at_rank
+                           AND t.rank < CASE seen_kinds[i] WHEN at_kind THEN seen_ranks[i] ELSE 2147483647 END
+                         ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)
+                        UNION ALL
+                        (SELECT t.kind, t.rank, t.unblocked_at FROM task t
+                         WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind > at_kind
+                           AND t.kind < coalesce(seen_kinds[i], 2147483647)
+                         ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)
+                        UNION ALL
+                        (SELECT t.kind, t.rank, t.unblocked_at FROM task t
+                         WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = nullif(seen_kinds[i], at_kind)
+                           AND t.rank < seen_ranks[i]
+                         ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)) u
+                    LIMIT 1;
+                    EXIT WHEN NOT FOUND;
+                    at_kind := next.kind;
+                    at_rank := next.rank;
+                    IF at_kind = ANY (runnable) THEN
+                        kinds := kinds || at_kind;
+                        ranks := ranks || at_rank;
+                        heads := heads || next.unblocked_at;
+                        moved := true;
+                    ELSE
+                        IF at_kind <> ALL (known) THEN
+                            strange := strange || at_kind;
+                        END IF;
+                        at_rank := 2147483647; -- on to the next kind, whatever ranks this one has
                     END IF;
-                    at_rank := 2147483647; -- on to the next kind, whatever ranks this one has
-                END IF;
+                END LOOP;
+                EXIT WHEN i > seen;
+                at_kind := seen_kinds[i];
+                at_rank := seen_ranks[i];
+                SELECT t.unblocked_at INTO next FROM task t
+                WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank = at_rank AND t.unblocked_at >= seen_heads[i]
+                ORDER BY t.unblocked_at LIMIT 1;
+                kinds := kinds || at_kind;
+                ranks := ranks || at_rank;
+                heads := heads || CASE WHEN FOUND THEN next.unblocked_at ELSE clock_timestamp() END;
+                moved := moved OR heads[cardinality(heads)] > seen_heads[i] + interval '1 s';
             END LOOP;
-            EXIT WHEN i > seen;
-            at_kind := seen_kinds[i];
-            at_rank := seen_ranks[i];
-            SELECT t.unblocked_at INTO next FROM task t
-            WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank = at_rank AND t.unblocked_at >= seen_heads[i]
-            ORDER BY t.unblocked_at LIMIT 1;
-            kinds := kinds || at_kind;
-            ranks := ranks || at_rank;
-            heads := heads || CASE WHEN FOUND THEN next.unblocked_at ELSE clock_timestamp() END;
-            moved := moved OR heads[cardinality(heads)] > seen_heads[i] + interval '1 s';
-        END LOOP;
-        IF moved THEN
-            -- Some of what was unblocked earlier may not be committed yet.
-            RETURN QUERY
-            SELECT 'head', NULL::uuid, u.kind, '', u.rank, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[],
-                u.head - interval '500 ms', 0::float8
-            FROM unnest(kinds, ranks, heads) u (kind, rank, head);
+            IF moved THEN
+                -- Some of what was unblocked earlier may not be committed yet.
+                RETURN QUERY
+                SELECT 'head', NULL::uuid, u.kind, '', u.rank, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[],
+                    u.head - interval '500 ms', 0::float8
+                FROM unnest(kinds, ranks, heads) u (kind, rank, head);
+            END IF;
         END IF;
         IF cardinality(kinds) > 1 THEN
             SELECT array_agg(u.kind ORDER BY u.rank, u.head), array_agg(u.rank ORDER BY u.rank, u.head),
@@ -783,7 +807,11 @@ BEGIN
             GET DIAGNOSTICS claimed = ROW_COUNT;
             wanted := wanted - claimed;
         END LOOP;
+        EXIT WHEN searching;
+        searching := true;
+    END LOOP;
 
+    IF searching THEN
         IF cardinality(strange) > 0 THEN
             RETURN QUERY
             SELECT 'kind', NULL::uuid, k, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
@@ -808,7 +836,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has changed by a second, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind: only when searching), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- Processes --------------------------------------------------------------------------------------
 
@@ -831,7 +859,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION app_count IS
-    'Counts the processes of a type that are online, for app_fleet, unless another does, or has within a second. Reads the whole of app_status; all together do it once a second, however many they are. Waits for nobody.';
+    'Counts the processes of a type that are online, for app_fleet, unless another does, or has within a second. Reads the whole of app_status; all together do it once a second, however many they are. Waits for nobody, but at the very first count.';
 
 -- +goose StatementBegin
 CREATE FUNCTION app_register(me uuid, of app_type, called text, has jsonb, knows text[], lease interval, keeps_house boolean,
@@ -886,8 +914,11 @@ BEGIN
             RETURN NULL;
         END IF;
         PERFORM app_count(mine);
-        UPDATE app_status a SET last_heartbeat = now() FROM app_fleet f WHERE a.id = me AND f.app_type = a.app_type
-        RETURNING f.online, f.housekeepers, greatest(a.ordinal - f.registered, 0) INTO online, housekeepers, since;
+        IF old IS NULL THEN -- the first count: there was nothing to join
+            UPDATE app_status a SET last_heartbeat = now() WHERE a.id = me;
+        END IF;
+        SELECT f.online, f.housekeepers, greatest(a.ordinal - f.registered, 0) INTO online, housekeepers, since
+        FROM app_fleet f, (SELECT k.ordinal FROM app_status k WHERE k.id = me) a WHERE f.app_type = mine;
     END IF;
     IF looking THEN
         SELECT t.kind, t.unblocked_at INTO head, waits FROM task t
