@@ -107,7 +107,7 @@ var durableSteps = []struct {
 		p := turnParams(w, h.kinds(), 2)
 		var got []tasking.Claim
 		return resending(func(ctx context.Context) error {
-				rows, err := h.q.TaskTurn(ctx, pool, p)
+				rows, err := tasking.Turn(ctx, pool, p)
 				got = claims(rows)
 				p.Recovering, p.Holding = true, []pgtype.UUID{pg(known)}
 				return err
@@ -131,12 +131,12 @@ var durableSteps = []struct {
 		id := h.reserve([]string{"a"}, nil)
 		w := h.worker()
 		p := turnParams(w, h.kinds(), 1)
-		var rows []db.TaskTurnRow
+		var rows []tasking.TurnEvent
 		return resending(func(ctx context.Context) (err error) {
 				if p.Recovering {
 					h.cancel(id)
 				}
-				rows, err = h.q.TaskTurn(ctx, pool, p)
+				rows, err = tasking.Turn(ctx, pool, p)
 				p.Recovering = true
 				return err
 			}), func() {
@@ -360,9 +360,9 @@ func finishing(r tasking.Request, asked, want tasking.State) makeStep {
 		if asked == tasking.Failed {
 			failure = `{"description": "no luck"}`
 		}
-		var rows []db.TaskTurnRow
+		var rows []tasking.TurnEvent
 		return resending(func(ctx context.Context) (err error) {
-				rows, err = h.q.TaskTurn(ctx, pool, finishParams(&s.holder, s.id, 1, asked, "", failure))
+				rows, err = tasking.Turn(ctx, pool, finishParams(&s.holder, s.id, 1, asked, "", failure))
 				return err
 			}), func() {
 				for _, row := range rows {

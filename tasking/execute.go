@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
-	"github.com/pithworks/pith/internal/textwire"
 )
 
 // Why the context of a task ended before its function did; see context.Cause.
@@ -209,10 +208,10 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 	if err != nil {
 		return "", err
 	}
-	rows, err := sendFor(ctx, 0, "send", func(ctx context.Context) ([]db.TaskTurnRow, error) {
-		return c.q.TaskTurn(ctx, textwire.Over(c.db), db.TaskTurnParams{
-			Worker: pgUUID(holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
-			IDs: []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
+	rows, err := sendFor(ctx, 0, "send", func(ctx context.Context) ([]TurnEvent, error) {
+		return Turn(ctx, c.db, db.TaskTurnParams{
+			Worker: pgUUID(holder),
+			IDs:    []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
 			Results: []string{string(out.Result)}, Errors: []string{failed}, Bare: claim.Bare(out), Quick: true,
 		})
 	})

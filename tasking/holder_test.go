@@ -100,7 +100,7 @@ func TestWorkerThatWasSweptClaimsNothing(t *testing.T) {
 	id := h.reserve([]string{"a"}, nil)
 	kinds := h.kinds()
 	h.vanish(w)
-	_, err := h.q.TaskTurn(t.Context(), h.Pool, turnParams(w, kinds, 10))
+	_, err := tasking.Turn(t.Context(), h.Pool, turnParams(w, kinds, 10))
 	wantConstraint(t, err, "task_app_lock_fkey")
 	if got := h.state(id); got != tasking.Waiting {
 		t.Errorf("it is %s", got)

@@ -119,9 +119,9 @@ func turnParams(worker uuid.UUID, kinds []int32, wanted int32) db.TaskTurnParams
 	}
 }
 
-func (h *harness) turn(p db.TaskTurnParams) []db.TaskTurnRow {
+func (h *harness) turn(p db.TaskTurnParams) []tasking.TurnEvent {
 	h.t.Helper()
-	rows, err := h.q.TaskTurn(h.t.Context(), h.Pool, p)
+	rows, err := tasking.Turn(h.t.Context(), h.Pool, p)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func (h *harness) claim(worker uuid.UUID, wanted int32) []tasking.Claim {
 	return claims(h.turn(turnParams(worker, h.kinds(), wanted)))
 }
 
-func claims(rows []db.TaskTurnRow) []tasking.Claim {
+func claims(rows []tasking.TurnEvent) []tasking.Claim {
 	var out []tasking.Claim
 	for _, r := range rows {
 		if r.Event == "claim" {

@@ -289,12 +289,12 @@ func TestTaskIsUnblockedByTheSecondOfTwoReleasesInEitherOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-		if _, err := h.q.TaskTurn(t.Context(), tx, finishParams(&w, holders[0], 1, tasking.Completed, "", "")); err != nil {
+		if _, err := tasking.Turn(t.Context(), tx, finishParams(&w, holders[0], 1, tasking.Completed, "", "")); err != nil {
 			t.Fatal(err)
 		}
 		done := make(chan error, 1)
 		go func() {
-			_, err := h.q.TaskTurn(t.Context(), h.Pool, finishParams(&w, holders[1], 1, tasking.Completed, "", ""))
+			_, err := tasking.Turn(t.Context(), h.Pool, finishParams(&w, holders[1], 1, tasking.Completed, "", ""))
 			done <- err
 		}()
 		h.untilBlocked()

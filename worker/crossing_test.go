@@ -115,7 +115,7 @@ func newCrossing(t *testing.T, holds int) (c *crossing, app pgtype.UUID, held []
 }
 
 // turn ends tasks in their first attempt and claims others.
-func (c *crossing) turn(dbtx db.DBTX, app pgtype.UUID, wanted int, ends []pgtype.UUID) ([]db.TaskTurnRow, error) {
+func (c *crossing) turn(dbtx db.DBTX, app pgtype.UUID, wanted int, ends []pgtype.UUID) ([]tasking.TurnEvent, error) {
 	p := db.TaskTurnParams{
 		Worker: app, Known: []int32{1}, Runnable: []int32{1}, Wanted: int32(wanted), Holding: []pgtype.UUID{},
 		IDs: append([]pgtype.UUID{}, ends...), Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
@@ -124,7 +124,7 @@ func (c *crossing) turn(dbtx db.DBTX, app pgtype.UUID, wanted int, ends []pgtype
 		p.Attempts, p.States = append(p.Attempts, 1), append(p.States, "completed")
 		p.Results, p.Errors = append(p.Results, ""), append(p.Errors, "")
 	}
-	return c.q.TaskTurn(c.t.Context(), dbtx, p)
+	return tasking.Turn(c.t.Context(), dbtx, p)
 }
 
 func (c *crossing) sweep(conn *pgx.Conn) error {

@@ -137,16 +137,16 @@ func (b *backlog) turnParams(wanted int, ends ...pgtype.UUID) db.TaskTurnParams 
 	return p
 }
 
-func (b *backlog) turn(dbtx db.DBTX, wanted int, ends ...pgtype.UUID) []db.TaskTurnRow {
+func (b *backlog) turn(dbtx db.DBTX, wanted int, ends ...pgtype.UUID) []tasking.TurnEvent {
 	b.t.Helper()
-	rows, err := b.q.TaskTurn(b.t.Context(), dbtx, b.turnParams(wanted, ends...))
+	rows, err := tasking.Turn(b.t.Context(), dbtx, b.turnParams(wanted, ends...))
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	return rows
 }
 
-func (b *backlog) claimed(rows []db.TaskTurnRow) (ids []pgtype.UUID) {
+func (b *backlog) claimed(rows []tasking.TurnEvent) (ids []pgtype.UUID) {
 	for _, r := range rows {
 		if r.Event == "claim" {
 			ids = append(ids, r.ID)
@@ -252,7 +252,7 @@ var steps = []struct {
 	query func(*backlog, db.DBTX) error
 }{
 	{"claim of a task for another repository", 50, func(b *backlog, dbtx db.DBTX) error {
-		_, err := b.q.TaskTurn(b.t.Context(), dbtx, b.turnParams(1))
+		_, err := tasking.Turn(b.t.Context(), dbtx, b.turnParams(1))
 		return err
 	}},
 	{"dispatch onto the busy repository", 50, func(b *backlog, dbtx db.DBTX) error {
@@ -264,11 +264,11 @@ var steps = []struct {
 		return err
 	}},
 	{"finish that frees the next one", 120, func(b *backlog, dbtx db.DBTX) error {
-		_, err := b.q.TaskTurn(b.t.Context(), dbtx, b.turnParams(0, b.first))
+		_, err := tasking.Turn(b.t.Context(), dbtx, b.turnParams(0, b.first))
 		return err
 	}},
 	{"finish and claim", 190, func(b *backlog, dbtx db.DBTX) error {
-		_, err := b.q.TaskTurn(b.t.Context(), dbtx, b.turnParams(2, b.first))
+		_, err := tasking.Turn(b.t.Context(), dbtx, b.turnParams(2, b.first))
 		return err
 	}},
 	{"cancel at the end of the queue", 100, func(b *backlog, dbtx db.DBTX) error {

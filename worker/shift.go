@@ -59,7 +59,7 @@ type shift struct {
 	searched, whole time.Time
 	looked          time.Time // when a turn last asked what is to be canceled
 	redraw          bool      // the pause ends with another one, not with a turn
-	dueIn    time.Duration
+	dueIn           time.Duration
 
 	crew   *crew
 	turned chan turn

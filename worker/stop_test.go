@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	appstatus "github.com/pithworks/pith/app_status"
-	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/pool"
 	"github.com/pithworks/pith/tasking"
@@ -95,7 +94,7 @@ func TestClaimThatComesAfterTheAbortIsAborted(t *testing.T) {
 	s := newShift(w, app)
 	s.kinds[1] = kind{name: g.Name(), runnable: true}
 	s.cancelAll(tasking.ErrShutdown)
-	s.crew.start(s.claim(t.Context(), db.TaskTurnRow{ID: pgUUID(uuid.Max), Kind: 1, Attempt: 1, Arguments: `""`}))
+	s.crew.start(s.claim(t.Context(), tasking.TurnEvent{ID: pgUUID(uuid.Max), Kind: 1, Attempt: 1, Arguments: `""`}))
 	receive(t, "end", s.crew.rang)
 	e := s.crew.reap()[0]
 	if e.outcome.State != tasking.Failed || e.outcome.Error.Reason != tasking.ReasonShutdown {
@@ -116,7 +115,7 @@ func TestAnswerThatComesAfterTheLeaseStartsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newShift(w, app)
-	err = s.take(t.Context(), turn{wanted: 1, rows: []db.TaskTurnRow{{Event: "claim", ID: pgUUID(uuid.Max), Kind: 1}}})
+	err = s.take(t.Context(), turn{wanted: 1, rows: []tasking.TurnEvent{{Event: "claim", ID: pgUUID(uuid.Max), Kind: 1}}})
 	if !errors.Is(err, appstatus.ErrLost) || len(s.slots) != 0 {
 		t.Errorf("take = %v, %d tasks started", err, len(s.slots))
 	}
@@ -175,7 +174,7 @@ func TestClaimWhoseAnswerWasLostIsRunBeforeTheWorkerEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rows, err := db.New().TaskTurn(t.Context(), d.Pool, p); err != nil || len(rows) != 2 || rows[1].Event != "claim" {
+	if rows, err := tasking.Turn(t.Context(), d.Pool, p); err != nil || len(rows) != 2 || rows[1].Event != "claim" {
 		t.Fatalf("turn = %v, %v", rows, err)
 	}
 	if err := s.take(t.Context(), turn{wanted: 1, err: context.DeadlineExceeded}); err != nil {

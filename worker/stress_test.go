@@ -203,9 +203,9 @@ func (s *stress) turn(ctx context.Context, rng *rand.Rand, h *holder, wanted int
 		p.Results, p.Errors = append(p.Results, ""), append(p.Errors, failed)
 	}
 	h.held = keep
-	var rows []db.TaskTurnRow
+	var rows []tasking.TurnEvent
 	err := s.send(ctx, func() (err error) {
-		rows, err = s.q.TaskTurn(ctx, s.pool, p)
+		rows, err = tasking.Turn(ctx, s.pool, p)
 		return err
 	})
 	var pg *pgconn.PgError

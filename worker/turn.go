@@ -15,7 +15,6 @@ import (
 
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/pacing"
-	"github.com/pithworks/pith/internal/textwire"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -30,7 +29,7 @@ type turn struct {
 	whole, searching bool
 	// failures is how many turns in a row had failed when it was sent.
 	failures int
-	rows     []db.TaskTurnRow
+	rows     []tasking.TurnEvent
 	kinds    []db.TaskKind
 	queued   int32 // tasks whose time had come and that now have a place
 	err      error
@@ -112,7 +111,7 @@ func (s *shift) turn(life context.Context, stopping bool) {
 	go func() {
 		ctx, cancel := context.WithTimeout(life, turnTimeout)
 		defer cancel()
-		t.rows, t.err = db.New().TaskTurn(ctx, textwire.Over(s.w.db), p)
+		t.rows, t.err = tasking.Turn(ctx, s.w.db, p)
 		if unknown := unknownKinds(t.rows); t.err == nil && len(unknown) > 0 {
 			// Read here, so that the verdict is ready with the answer.
 			var err error
@@ -130,11 +129,11 @@ func (s *shift) turn(life context.Context, stopping bool) {
 	}()
 }
 
-func overdue(rows []db.TaskTurnRow) bool {
-	return slices.ContainsFunc(rows, func(r db.TaskTurnRow) bool { return r.Event == "due" && r.DueIn <= 0 })
+func overdue(rows []tasking.TurnEvent) bool {
+	return slices.ContainsFunc(rows, func(r tasking.TurnEvent) bool { return r.Event == "due" && r.DueIn <= 0 })
 }
 
-func unknownKinds(rows []db.TaskTurnRow) []int32 {
+func unknownKinds(rows []tasking.TurnEvent) []int32 {
 	var ids []int32
 	for _, r := range rows {
 		if r.Event == "kind" {
@@ -147,9 +146,7 @@ func unknownKinds(rows []db.TaskTurnRow) []int32 {
 func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 	p := db.TaskTurnParams{
 		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
-		Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
-		IDs: []pgtype.UUID{}, Attempts: []int32{}, States: []string{}, Results: []string{}, Errors: []string{},
-		Bare: true, Quick: !t.looks, Searching: t.whole || t.searching, SeenKinds: []int32{}, SeenRanks: []int32{}, SeenHeads: []pgtype.Timestamptz{},
+		Bare: true, Quick: !t.looks, Searching: t.whole || t.searching,
 	}
 	for id, k := range s.kinds {
 		p.Known = append(p.Known, id)
@@ -196,7 +193,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 
 // claim gives a claimed task a slot, for the crew to run. A crash from here on leaves it running under
 // our app status; the sweep that deletes that row has it ended.
-func (s *shift) claim(life context.Context, r db.TaskTurnRow) *slot {
+func (s *shift) claim(life context.Context, r tasking.TurnEvent) *slot {
 	t := &slot{claim: tasking.Claim{
 		ID: r.ID.Bytes, Attempt: int(r.Attempt), Name: s.kinds[r.Kind].name, Args: json.RawMessage(r.Arguments),
 		CorrelationID: r.Cid, Group: uuidPtr(r.InGroup), Parent: uuidPtr(r.Parent), Immediate: r.Immediate,

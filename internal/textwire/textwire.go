@@ -8,6 +8,7 @@ package textwire
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -174,7 +175,7 @@ func (r *rows) Scan(dest ...any) error {
 	}
 	if values := r.RawValues(); r.text && len(values) == len(dest) && len(values) == len(r.last) {
 		i := 0
-		for i < len(dest) && r.decode(values[i], dest[i], &r.last[i]) {
+		for i < len(dest) && decode(values[i], dest[i], &r.last[i]) {
 			i++
 		}
 		if i == len(dest) {
@@ -185,7 +186,7 @@ func (r *rows) Scan(dest ...any) error {
 }
 
 // decode reads the text of one value (nil: NULL). It reports false for what it doesn't know.
-func (r *rows) decode(value []byte, dest any, last *string) bool {
+func decode(value []byte, dest any, last *string) bool {
 	switch d := dest.(type) {
 	case *pgtype.UUID:
 		var ok bool
@@ -224,6 +225,76 @@ func (r *rows) decode(value []byte, dest any, last *string) bool {
 		return false
 	}
 	return true
+}
+
+// Records reads the texts of records of one type, one after the other.
+type Records struct {
+	buf  []byte
+	last []string
+}
+
+// Scan reads the fields of a record into dest: *string, *int32, *bool, *float64, *[]string, *pgtype.UUID and
+// *pgtype.Timestamptz. Only the last three may be NULL.
+func (r *Records) Scan(record string, dest ...any) error {
+	if len(r.last) < len(dest) {
+		r.buf, r.last = []byte{}, make([]string, len(dest))
+	}
+	s, inside := strings.CutPrefix(record, "(")
+	if !inside {
+		return fmt.Errorf("read a record: %.100q does not begin with a parenthesis", record)
+	}
+	for i, d := range dest {
+		var null bool
+		if null = s != "" && (s[0] == ',' || s[0] == ')'); !null {
+			if s, inside = r.field(s); !inside {
+				return fmt.Errorf("read a record: field %d of %.100q does not end", i+1, record)
+			}
+		}
+		value := r.buf
+		if null {
+			value = nil
+		}
+		if !decode(value, d, &r.last[i]) {
+			return fmt.Errorf("read a record: field %d of %.100q is no %T", i+1, record, d)
+		}
+		end := byte(',')
+		if i == len(dest)-1 {
+			end = ')'
+		}
+		if s == "" || s[0] != end {
+			return fmt.Errorf("read a record: %.100q has not %d fields", record, len(dest))
+		}
+		s = s[1:]
+	}
+	if s != "" {
+		return fmt.Errorf("read a record: %.100q has not %d fields", record, len(dest))
+	}
+	return nil
+}
+
+// field reads one field, which is not NULL, into buf, and returns what follows.
+func (r *Records) field(s string) (rest string, ok bool) {
+	r.buf = r.buf[:0]
+	if s == "" || s[0] != '"' {
+		i := strings.IndexAny(s, ",)")
+		if i < 0 {
+			return s, false
+		}
+		r.buf = append(r.buf, s[:i]...)
+		return s[i:], true
+	}
+	for s = s[1:]; ; {
+		i := strings.IndexAny(s, `"\`)
+		if i < 0 || i+1 == len(s) {
+			return s, false
+		}
+		r.buf = append(r.buf, s[:i]...)
+		if s[i] == '"' && s[i+1] != '"' {
+			return s[i+1:], true
+		}
+		r.buf = append(r.buf, s[i+1])
+		s = s[i+2:]
+	}
 }
 
 func parseUUID(s []byte) (id pgtype.UUID, ok bool) {

@@ -555,11 +555,26 @@ COMMENT ON FUNCTION task_queues_leave IS
 CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    leaving record := task_queues_lock(ids, bare);
+    leaving record;
     pauses  interval[]; -- before the next attempt, of those that get one
     ended   uuid[];
     strange boolean;
 BEGIN
+    IF bare AND cardinality(ids) = 1 AND states[1] = 'completed' THEN
+        -- The usual end of a turn of a worker of one slot, at half the cost. Where there is more to it,
+        -- nothing has been done yet but locking.
+        SELECT l.contended INTO strange FROM resource_lock l, app_status a
+        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
+        IF NOT strange THEN
+            UPDATE task t SET app_lock = NULL, state = 'completed', finished_at = clock_timestamp(),
+                result = nullif(results[1], '')::json, error = NULL
+            WHERE t.id = ids[1] AND t.app_lock = holder AND t.attempt = attempts[1] AND t.state = 'running';
+            IF FOUND THEN
+                RETURN false;
+            END IF;
+        END IF;
+    END IF;
+    leaving := task_queues_lock(ids, bare);
     IF holder IS NOT NULL THEN
         PERFORM 1 FROM app_status a WHERE a.id = holder FOR KEY SHARE;
     END IF;
@@ -717,7 +732,7 @@ BEGIN
         SELECT 'claim', t.id, t.kind, '', t.attempt, false,
             t.args::text, t.logging_cid, t.task_group, t.parent_task, t.immediate, t.reserved_resources_record,
             t.created_at, 0::float8
-        FROM task t WHERE t.app_lock = worker AND t.id <> ALL (holding)
+        FROM task t WHERE t.app_lock = worker AND (t.id = ANY (holding)) IS NOT TRUE
           -- What was started as it was dispatched runs inside the dispatcher's call, not in a slot.
           AND t.started_at <> t.unblocked_at;
         GET DIAGNOSTICS claimed = ROW_COUNT;
@@ -760,7 +775,7 @@ BEGIN
                         heads := heads || next.unblocked_at;
                         moved := true;
                     ELSE
-                        IF at_kind <> ALL (known) THEN
+                        IF (at_kind = ANY (known)) IS NOT TRUE THEN
                             strange := strange || at_kind;
                         END IF;
                         at_rank := 2147483647; -- on to the next kind, whatever ranks this one has
