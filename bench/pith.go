@@ -20,7 +20,7 @@ func pithBacklog(options func(i int) tasking.Options) func(context.Context, *pgx
 		if err != nil {
 			return err
 		}
-		return workload.Fill(ctx, c, n, options)
+		return workload.Fill(ctx, c, n, options, nil)
 	}
 }
 

@@ -109,10 +109,10 @@ func blockedBacklog(waiting int) func(context.Context, *pgxpool.Pool, int) error
 		if _, err := c.Dispatch(ctx, head.Request(struct{}{}, workload.OneResource(0))); err != nil {
 			return err
 		}
-		if err := workload.Fill(ctx, c, waiting, workload.OneResource); err != nil {
+		if err := workload.Fill(ctx, c, waiting, workload.OneResource, nil); err != nil {
 			return err
 		}
-		return workload.Fill(ctx, c, n, nil)
+		return workload.Fill(ctx, c, n, nil, nil)
 	}
 }
 
