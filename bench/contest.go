@@ -165,13 +165,10 @@ func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, er
 		}
 	}()
 	for _, one := range c.contestants {
-		line := Line{Contestant: one.name}
-		if one.measure == nil {
-			p := b.stage.path(one.path)
-			line.Path, line.Note = p.name, p.none
-			if one.named && line.Note == "" {
-				line.Note = p.noNamed
-			}
+		p := b.stage.path(one.path)
+		line := Line{Contestant: one.name, Path: p.name, Note: p.none}
+		if one.named && line.Note == "" {
+			line.Note = p.noNamed
 		}
 		out.Lines = append(out.Lines, line)
 	}

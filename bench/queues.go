@@ -180,6 +180,8 @@ func snapshot(pace pace) []contest {
 // timesLastPart reports the rate in the last part of the window.
 func timesLastPart(drive func(context.Context, *trial) error) func(context.Context, *trial) error {
 	return func(ctx context.Context, t *trial) error {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
 		n := t.contestant.backlog
 		from, to := t.Mark(n*8/10), t.Mark(n-n/10)
 		timed := make(chan struct{})
@@ -202,6 +204,7 @@ func timesLastPart(drive func(context.Context, *trial) error) func(context.Conte
 			}
 		}()
 		err := drive(ctx, t)
+		stop() // it may have failed
 		<-timed
 		return err
 	}
