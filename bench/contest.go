@@ -24,17 +24,12 @@ type scenario struct {
 	columns []column
 	// contests, which the pace may make smaller.
 	contests func(pace pace) []contest
-	// custom answers in a way of its own, instead of contests: it returns markdown. It has no servers
-	// unless servers is set.
-	custom  func(ctx context.Context, b *bench) (string, error)
-	servers bool
-	// draw makes the plots of a report in a directory and returns the names of the files. Default: bars
-	// of the first column.
-	draw func(r Report, dir string) ([]string, error)
+	// custom answers in a way of its own, instead of contests and without servers: it returns markdown.
+	custom func(ctx context.Context, b *bench) (string, error)
 }
 
 // needsServers reports whether it has something to measure on a stage.
-func (s scenario) needsServers() bool { return s.custom == nil || s.servers }
+func (s scenario) needsServers() bool { return s.custom == nil }
 
 // A contest is measured as one: its contestants take turns.
 type contest struct {
@@ -67,9 +62,10 @@ type contestant struct {
 	named bool
 	// base is what its databases hold before fill: basePith (the default), or a name in bases.
 	base string
-	// fill puts so many tasks into the database, past the pooler; backlog is how many. It is done once:
-	// what came of it is cloned for each run. Default: drive makes its own work.
-	fill    func(ctx context.Context, p *pgxpool.Pool, backlog int) error
+	// fill puts so many tasks into the database, past the pooler; backlog is how many. It is done once for
+	// all of a contest that have the same base, filling and backlog: what came of it is cloned for each run.
+	// Default: drive makes its own work.
+	fill    filling
 	backlog int
 	// begin prepares a run, past the pooler and before anything is measured. What it returns ends it.
 	begin func(ctx context.Context, p *pgxpool.Pool) (end func(context.Context) error, err error)
@@ -88,6 +84,12 @@ type contestant struct {
 	idle bool
 	// measure is the whole run, for what fits into no window. Default: what the fields above say.
 	measure func(ctx context.Context, b *bench, c contestant) (Sample, error)
+}
+
+// A filling is a way to make a backlog. Fillings of one name do the same.
+type filling struct {
+	name string
+	do   func(ctx context.Context, p *pgxpool.Pool, backlog int) error // nil: nothing
 }
 
 // A pace says how long a run takes, and how much there is to do.
@@ -216,7 +218,7 @@ func (c contestant) expected(p pace) time.Duration {
 		rate   = 10_000          // tasks per second
 	)
 	warmUp, window := c.span(p)
-	if c.fill == nil {
+	if c.fill.do == nil {
 		return around + warmUp + window
 	}
 	return around + min(warmUp+window, time.Duration(c.backlog)*time.Second/rate)
@@ -225,7 +227,7 @@ func (c contestant) expected(p pace) time.Duration {
 // span is how long a run warms up and is measured, at most.
 func (c contestant) span(p pace) (warmUp, window time.Duration) {
 	warmUp, window = p.warmUp, p.window
-	if c.fill != nil {
+	if c.fill.do != nil {
 		warmUp, window = p.longest, p.longest
 	}
 	if c.warmUp > 0 {

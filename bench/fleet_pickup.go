@@ -122,10 +122,7 @@ func (w riverWay) crew(ctx context.Context, p *pgxpool.Pool, clients int, starte
 			started(job.Args.ID)
 			return nil
 		}))
-		c, err := river.NewClient(riverpgxv5.New(p), &river.Config{
-			Logger: quiet, PollOnly: !w.listen, FetchCooldown: w.cooldown, FetchPollInterval: w.poll, Workers: registered,
-			Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}},
-		})
+		c, err := w.clientOf(p, 1, registered)
 		if err == nil {
 			err = c.Start(ctx)
 		}

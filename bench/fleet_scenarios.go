@@ -33,5 +33,3 @@ var fleetScenarios = []scenario{
 		what: "Does a task cost the database more the more workers there are?",
 	},
 }
-
-func init() { scenarios = append(scenarios, fleetScenarios...) }

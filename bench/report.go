@@ -24,7 +24,6 @@ type Report struct {
 
 	variants [2]string
 	columns  []column
-	draw     func(r Report, dir string) ([]string, error)
 	plots    []string // paths as the document has them
 }
 
@@ -127,14 +126,21 @@ func (r Report) others() (out []float64) {
 
 // runs says how often everything was measured.
 func (r Report) runs() string {
-	most := 0
+	least, most := 0, 0
 	for _, c := range r.Contests {
 		for _, l := range c.Lines {
-			most = max(most, len(l.Samples))
+			n := len(l.Samples)
+			if n > 0 && (least == 0 || n < least) {
+				least = n
+			}
+			most = max(most, n)
 		}
 	}
-	if most == 1 {
+	switch {
+	case most == 1:
 		return "One run each."
+	case least < most:
+		return fmt.Sprintf("%d to %d runs each, medians.", least, most)
 	}
 	return fmt.Sprintf("%d runs each, medians.", most)
 }
@@ -157,7 +163,7 @@ func tableRow(b *strings.Builder, cells ...string) {
 	fmt.Fprintf(b, "| %s |\n", strings.Join(cells, " | "))
 }
 
-// shown is the throughput of a line, or why there is none.
+// shown is the median of a column, with the lowest and the highest run, or why there is none.
 func (l Line) shown(c column) string {
 	if len(l.Samples) == 0 {
 		return l.Note
@@ -291,17 +297,15 @@ func replaceSection(document, scenario, text string) (string, error) {
 	return head + begin + text + end + tail, nil
 }
 
-// updateDocument replaces the sections of the reports in a file.
-func updateDocument(path string, reports ...Report) error {
+// updateDocument replaces the section of a report in a file.
+func updateDocument(path string, r Report) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read document: %w", err)
 	}
-	document := string(text)
-	for _, r := range reports {
-		if document, err = replaceSection(document, r.Scenario, r.markdown()); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
+	document, err := replaceSection(string(text), r.Scenario, r.markdown())
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	if err := os.WriteFile(path, []byte(document), 0o644); err != nil {
 		return fmt.Errorf("write document: %w", err)
