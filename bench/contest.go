@@ -28,6 +28,14 @@ type scenario struct {
 	custom func(ctx context.Context, b *bench) (string, error)
 }
 
+// shownColumns are those of its tables.
+func (s scenario) shownColumns() []column {
+	if len(s.columns) == 0 {
+		return standardColumns
+	}
+	return s.columns
+}
+
 // needsServers reports whether it has something to measure on a stage.
 func (s scenario) needsServers() bool { return s.custom == nil }
 
@@ -84,6 +92,8 @@ type contestant struct {
 	idle bool
 	// measure is the whole run, for what fits into no window. Default: what the fields above say.
 	measure func(ctx context.Context, b *bench, c contestant) (Sample, error)
+	// when tells when measure does so. Default: in the window, after the warm-up.
+	when string
 }
 
 // A filling is a way to make a backlog. Fillings of one name do the same.
@@ -159,7 +169,7 @@ func undisturbed(ctx context.Context, most float64, pause time.Duration, measure
 }
 
 // hold measures a contest. A contestant that cannot be measured here has a note instead of samples.
-func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, err error) {
+func (b *bench) hold(ctx context.Context, of scenario, c contest) (_ Contest, err error) {
 	out := Contest{Name: c.name, Latency: c.latency, Reference: c.reference}
 	defer func() {
 		if b.stage != nil {
@@ -168,7 +178,7 @@ func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, er
 	}()
 	for _, one := range c.contestants {
 		p := b.stage.path(one.path)
-		line := Line{Contestant: one.name, Path: p.name, Note: p.none}
+		line := Line{Contestant: one.name, Path: p.name, When: one.measured(b.pace), Note: p.none}
 		if one.named && line.Note == "" {
 			line.Note = p.noNamed
 		}
@@ -177,15 +187,18 @@ func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, er
 	for i := range c.runs(b.runs) * len(c.contestants) {
 		n := turn(i, len(c.contestants))
 		one, line := c.contestants[n], &out.Lines[n]
-		step := planned{name, c.key(), one.name}
+		step := planned{of.name, c.key(), one.name}
 		if line.Note != "" {
 			b.plan.took(step, 0)
 			continue
 		}
 		began := time.Now()
-		what := fmt.Sprintf("%s, %s, %s", name, c.name, one.name)
+		what := fmt.Sprintf("%s, %s, %s", of.name, c.name, one.name)
 		s, err := undisturbed(ctx, b.others, retryPause, func() (Sample, error) {
 			s, err := b.measure(ctx, one)
+			if err == nil {
+				err = c.verify(one.name, of.shownColumns(), s)
+			}
 			if err == nil && s.Others > b.others {
 				fmt.Fprintf(b.progress, "%s: others took %.0f %% of the CPUs, once more\n", what, s.Others)
 			}
@@ -199,7 +212,11 @@ func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, er
 		fmt.Fprintf(b.progress, "%s %s: %s tasks/s; others took %.0f %% of the CPUs\n", b.plan, what, figure(s.Tasks), s.Others)
 	}
 	for _, t := range c.targets {
-		out.Targets = append(out.Targets, t.judge(out.Lines))
+		v := t.judge(out.Lines)
+		if v.Note == notMeasured {
+			return out, fmt.Errorf("%s, %s: the target %q was not measured", of.name, c.name, v.Target)
+		}
+		out.Targets = append(out.Targets, v)
 	}
 	return out, nil
 }
@@ -237,6 +254,24 @@ func (c contestant) span(p pace) (warmUp, window time.Duration) {
 		window = c.window
 	}
 	return warmUp, window
+}
+
+// measured says when in a run is measured.
+func (c contestant) measured(p pace) string {
+	warmUp, window := c.span(p)
+	after := ""
+	if c.many {
+		after = ", when all are there,"
+	}
+	switch {
+	case c.when != "":
+		return c.when
+	case c.fill.do != nil && p.quick:
+		return fmt.Sprintf("until nine tenths of the backlog are done, for %s at most", window)
+	case c.fill.do != nil:
+		return fmt.Sprintf("from a tenth of the backlog, or %s,%s until nine tenths, for %s at most", warmUp, after, window)
+	}
+	return fmt.Sprintf("for %s after a warm-up of %s", window, warmUp)
 }
 
 // A plan knows what there is to do, to tell how long it will take.

@@ -31,7 +31,7 @@ func idles(pace pace) []contest {
 	var contests []contest
 	for _, s := range sizes {
 		c := contest{
-			name: fmt.Sprintf("%d workers without tasks, for %s", s.workers, s.window), latency: "–", most: s.runs,
+			name: fmt.Sprintf("%d workers without tasks, for %s", s.workers, s.window), latency: noLatency, most: s.runs,
 			contestants: []contestant{{name: pith, drive: pithIdle(s.workers), idle: true, window: s.window}},
 			targets:     []target{noneMissed(pith)},
 		}
@@ -94,7 +94,7 @@ func wakeups(pace pace) []contest {
 		name: fmt.Sprintf("the first task after %s", silence), latency: "dispatch to start",
 		contestants: []contestant{{name: pith, measure: func(ctx context.Context, b *bench, c contestant) (Sample, error) {
 			return b.wakeup(ctx, c, sizes, silence)
-		}, warmUp: settling, window: silence}},
+		}, warmUp: settling, window: silence, when: "with the one task that is dispatched after the silence"}},
 	}
 	for _, n := range sizes {
 		c.targets = append(c.targets, target{of: pith, figure: own(wakeupOf(n)), most: wakeupLimit})

@@ -48,7 +48,7 @@ func scaleups(pace pace) []contest {
 			name: name, latency: "dispatch to start", most: 3,
 			contestants: []contestant{{name: pith, recorded: pithCompleted, window: 40 * time.Second, measure: func(ctx context.Context, b *bench, c contestant) (Sample, error) {
 				return b.scaleup(ctx, c, sizes, backlog, task)
-			}}},
+			}, when: "from before the fleet grows until it has settled, and no task waits"}},
 			targets: []target{
 				{of: pith, figure: own(pollPeak), most: 1.5 * pacing.RateBusy},
 				{of: pith, figure: own(otherPeak), most: 1.5 * budget},

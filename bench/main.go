@@ -250,7 +250,7 @@ func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []
 		return r, err
 	}
 	for _, c := range contests {
-		held, err := b.hold(ctx, s.name, c)
+		held, err := b.hold(ctx, s, c)
 		if err != nil {
 			return Report{}, err
 		}

@@ -187,21 +187,14 @@ func timesLastPart(drive func(context.Context, *trial) error) func(context.Conte
 		timed := make(chan struct{})
 		go func() {
 			defer close(timed)
-			var start time.Time
-			var before int
-			for {
-				select {
-				case <-from:
-					start, before, from = time.Now(), t.Counts().Tasks, nil
-				case <-to:
-					if !start.IsZero() {
-						t.report(lastPart, per(float64(t.Counts().Tasks-before), time.Since(start).Seconds()))
-					}
-					return
-				case <-ctx.Done():
-					return
-				}
+			if err := await(ctx, 0, from, nil, nil); err != nil {
+				return
 			}
+			start, before := time.Now(), t.Counts().Tasks
+			if err := await(ctx, 0, to, nil, nil); err != nil {
+				return
+			}
+			t.report(lastPart, per(float64(t.Counts().Tasks-before), time.Since(start).Seconds()))
 		}()
 		err := drive(ctx, t)
 		stop() // it may have failed

@@ -41,6 +41,8 @@ type Contest struct {
 type Line struct {
 	Contestant string `json:"contestant"`
 	Path       string `json:"path,omitempty"`
+	// When says when in a run was measured.
+	When string `json:"measured,omitempty"`
 	// Samples are in the order of the runs; those of two contestants with the same index are neighbors
 	// in time.
 	Samples []Sample `json:"samples,omitempty"`
@@ -84,7 +86,7 @@ func (r Report) markdown() string {
 	if r.Text != "" {
 		fmt.Fprintf(&b, "%s\n\n%s\n", r.What, strings.TrimSpace(r.Text))
 	} else {
-		fmt.Fprintf(&b, "%s %s\n\n", r.What, r.runs())
+		fmt.Fprintf(&b, "%s %s\n\n", r.What, strings.TrimSpace(r.runs()+" "+r.when()))
 		if r.variants[1] != "" {
 			r.sideBySide(&b)
 		} else {
@@ -143,6 +145,41 @@ func (r Report) runs() string {
 		return fmt.Sprintf("%d to %d runs each, medians.", least, most)
 	}
 	return fmt.Sprintf("%d runs each, medians.", most)
+}
+
+// when says when in a run was measured: once for all where that was the same.
+func (r Report) when() string {
+	var whens []string
+	of := map[string][]string{}
+	for _, c := range r.Contests {
+		one := c.Lines[0].When
+		alike := !slices.ContainsFunc(c.Lines, func(l Line) bool { return l.When != one })
+		for _, l := range c.Lines {
+			name := c.Name
+			if !alike {
+				name = l.Contestant
+				if len(r.Contests) > 1 {
+					name += ", " + c.Name
+				}
+			}
+			if of[l.When] == nil {
+				whens = append(whens, l.When)
+			}
+			if !slices.Contains(of[l.When], name) {
+				of[l.When] = append(of[l.When], name)
+			}
+		}
+	}
+	if len(whens) == 1 {
+		if whens[0] == "" {
+			return ""
+		}
+		return "Measured " + whens[0] + "."
+	}
+	for i, w := range whens {
+		whens[i] = fmt.Sprintf("%s (%s)", w, strings.Join(of[w], "; "))
+	}
+	return "Measured " + strings.Join(whens, "; ") + "."
 }
 
 // line finds a contestant's.
@@ -253,12 +290,7 @@ func (r Report) sideBySide(b *strings.Builder) {
 	}
 }
 
-func (r Report) shownColumns() []column {
-	if len(r.columns) == 0 {
-		return standardColumns
-	}
-	return r.columns
-}
+func (r Report) shownColumns() []column { return scenario{columns: r.columns}.shownColumns() }
 
 // detailed writes all figures: a row for each contestant.
 func (r Report) detailed(b *strings.Builder) {
