@@ -111,12 +111,18 @@ func wakeupOf(workers int) string { return fmt.Sprintf("%d workers: ms", workers
 // silences cost one.
 func (b *bench) wakeup(ctx context.Context, c contestant, sizes []int, silence time.Duration) (s Sample, err error) {
 	trials := make([]*trial, len(sizes))
+	var ends []func(error) error
+	defer func() {
+		for _, end := range ends {
+			err = end(err)
+		}
+	}()
 	for i := range trials {
 		var end func(error) error
 		if trials[i], end, err = b.stage.trial(ctx, b.pace, c); err != nil {
 			return s, err
 		}
-		defer func() { err = end(err) }()
+		ends = append(ends, end)
 	}
 	from, err := b.stage.read(ctx, trials[0])
 	if err != nil {

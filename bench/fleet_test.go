@@ -64,14 +64,15 @@ func TestTallyCountsEachKindUntilItIsStopped(t *testing.T) {
 
 func TestWorkersThatWereMissedAreCountedOnce(t *testing.T) {
 	t.Parallel()
+	const swept, lost = worker.MessageSwept, worker.MessageLost
 	var m missing
 	log := slog.New(&m)
 	log.Warn("turn failed")
 	for range 2 { // both tell of the same two
-		log.Warn(worker.MessageLost)
-		log.With("worker", "x").Warn(worker.MessageSwept)
+		log.Warn(lost)
+		log.With("worker", "x").Warn(swept)
 	}
-	log.Info(worker.MessageSwept)
+	log.Info(swept)
 	if n := m.count(); n != 2 {
 		t.Errorf("%d, want 2", n)
 	}

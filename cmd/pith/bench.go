@@ -77,8 +77,7 @@ func (c benchCmd) Run(ctx context.Context, s *session) error {
 	shown.end()
 	switch {
 	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
-		var left *workload.CleanError
-		if errors.As(err, &left) {
+		if left, ok := errors.AsType[*workload.CleanError](err); ok {
 			return fmt.Errorf("interrupted; %d tasks were deleted; %w", result.Deleted, left)
 		}
 		return fmt.Errorf("interrupted; %d tasks were deleted", result.Deleted)
