@@ -65,8 +65,8 @@ test-in-engine: $(POOLER)
 	PITH_TEST_POOLER=container PITH_TEST_POOLER_PROGRAM=$(CURDIR)/$(POOLER) $(GO_TEST)
 
 .PHONY: test-modules
-test-modules: ## vet and test the modules of their own; bench-quick measures what this leaves out
-	@for module in $(OUR_MODULES); do echo "go -C $$module test -short ./..."; go -C $$module vet ./...; go -C $$module test -short $(TESTFLAGS) ./...; done
+test-modules: ## vet and test the modules of their own; bench-quick measures the scenarios
+	@for module in $(OUR_MODULES); do echo "go -C $$module test ./..."; go -C $$module vet ./...; go -C $$module test $(TESTFLAGS) ./...; done
 
 .PHONY: race
 race: ## run the whole suite behind PgBouncer with the race detector

@@ -359,6 +359,26 @@ func reopen(t *testing.T, d *dbtest.DB, change func(*pgxpool.Config)) *pgxpool.P
 	return p
 }
 
+// runFor runs a process until so many beats of it were seen.
+func runFor(t *testing.T, app *appstatus.App, beats int, tr tracer) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- app.Run(ctx) }()
+	for range beats {
+		select {
+		case <-tr.beats:
+		case err := <-ended:
+			t.Fatalf("it ended: %v", err)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("a clean end: %v", err)
+	}
+}
+
 func TestBeatsGoOnWhileTheWorkFillsThePool(t *testing.T) {
 	t.Parallel()
 	d := dbtest.New(t)
@@ -370,23 +390,9 @@ func TestBeatsGoOnWhileTheWorkFillsThePool(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer busy.Release()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- app.Run(ctx) }()
-	for range 2 {
-		select {
-		case <-tr.beats:
-		case err := <-ended:
-			t.Fatalf("it ended: %v", err)
-		}
-	}
+	runFor(t, app, 2, tr)
 	if s := list(t, d, "")[0]; !s.Online || !s.LastHeartbeat.After(s.CreatedAt) {
 		t.Errorf("%+v", s)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("a clean end: %v", err)
 	}
 }
 

@@ -1,7 +1,6 @@
 package appstatus_test
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -94,19 +93,7 @@ func TestConnectedAppNeitherRegistersNorBeatsThroughThePool(t *testing.T) {
 	if err := app.Register(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- app.Run(ctx) }()
-	select {
-	case <-tr.beats:
-	case err := <-ended:
-		t.Fatalf("it ended: %v", err)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("a clean end: %v", err)
-	}
+	runFor(t, app, 1, tr)
 }
 
 func TestUnregisterClosesAConnectionThatNobodyRan(t *testing.T) {

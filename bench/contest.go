@@ -24,17 +24,20 @@ type scenario struct {
 	columns []column
 	// contests, which the pace may make smaller.
 	contests func(pace pace) []contest
-	// custom answers in a way of its own, instead of contests: it returns markdown. It has no servers
-	// unless servers is set.
-	custom  func(ctx context.Context, b *bench) (string, error)
-	servers bool
-	// draw makes the plots of a report in a directory and returns the names of the files. Default: bars
-	// of the first column.
-	draw func(r Report, dir string) ([]string, error)
+	// custom answers in a way of its own, instead of contests and without servers: it returns markdown.
+	custom func(ctx context.Context, b *bench) (string, error)
+}
+
+// shownColumns are those of its tables.
+func (s scenario) shownColumns() []column {
+	if len(s.columns) == 0 {
+		return standardColumns
+	}
+	return s.columns
 }
 
 // needsServers reports whether it has something to measure on a stage.
-func (s scenario) needsServers() bool { return s.custom == nil || s.servers }
+func (s scenario) needsServers() bool { return s.custom == nil }
 
 // A contest is measured as one: its contestants take turns.
 type contest struct {
@@ -67,9 +70,10 @@ type contestant struct {
 	named bool
 	// base is what its databases hold before fill: basePith (the default), or a name in bases.
 	base string
-	// fill puts so many tasks into the database, past the pooler; backlog is how many. It is done once:
-	// what came of it is cloned for each run. Default: drive makes its own work.
-	fill    func(ctx context.Context, p *pgxpool.Pool, backlog int) error
+	// fill puts so many tasks into the database, past the pooler; backlog is how many. It is done once for
+	// all of a contest that have the same base, filling and backlog: what came of it is cloned for each run.
+	// Default: drive makes its own work.
+	fill    filling
 	backlog int
 	// begin prepares a run, past the pooler and before anything is measured. What it returns ends it.
 	begin func(ctx context.Context, p *pgxpool.Pool) (end func(context.Context) error, err error)
@@ -88,6 +92,14 @@ type contestant struct {
 	idle bool
 	// measure is the whole run, for what fits into no window. Default: what the fields above say.
 	measure func(ctx context.Context, b *bench, c contestant) (Sample, error)
+	// when tells when measure does so. Default: in the window, after the warm-up.
+	when string
+}
+
+// A filling is a way to make a backlog. Fillings of one name do the same.
+type filling struct {
+	name string
+	do   func(ctx context.Context, p *pgxpool.Pool, backlog int) error // nil: nothing
 }
 
 // A pace says how long a run takes, and how much there is to do.
@@ -157,7 +169,7 @@ func undisturbed(ctx context.Context, most float64, pause time.Duration, measure
 }
 
 // hold measures a contest. A contestant that cannot be measured here has a note instead of samples.
-func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, err error) {
+func (b *bench) hold(ctx context.Context, of scenario, c contest) (_ Contest, err error) {
 	out := Contest{Name: c.name, Latency: c.latency, Reference: c.reference}
 	defer func() {
 		if b.stage != nil {
@@ -165,28 +177,28 @@ func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, er
 		}
 	}()
 	for _, one := range c.contestants {
-		line := Line{Contestant: one.name}
-		if one.measure == nil {
-			p := b.stage.path(one.path)
-			line.Path, line.Note = p.name, p.none
-			if one.named && line.Note == "" {
-				line.Note = p.noNamed
-			}
+		p := b.stage.path(one.path)
+		line := Line{Contestant: one.name, Path: p.name, When: one.measured(b.pace), Note: p.none}
+		if one.named && line.Note == "" {
+			line.Note = p.noNamed
 		}
 		out.Lines = append(out.Lines, line)
 	}
 	for i := range c.runs(b.runs) * len(c.contestants) {
 		n := turn(i, len(c.contestants))
 		one, line := c.contestants[n], &out.Lines[n]
-		step := planned{name, c.key(), one.name}
+		step := planned{of.name, c.key(), one.name}
 		if line.Note != "" {
 			b.plan.took(step, 0)
 			continue
 		}
 		began := time.Now()
-		what := fmt.Sprintf("%s, %s, %s", name, c.name, one.name)
+		what := fmt.Sprintf("%s, %s, %s", of.name, c.name, one.name)
 		s, err := undisturbed(ctx, b.others, retryPause, func() (Sample, error) {
 			s, err := b.measure(ctx, one)
+			if err == nil {
+				err = c.verify(one.name, of.shownColumns(), s)
+			}
 			if err == nil && s.Others > b.others {
 				fmt.Fprintf(b.progress, "%s: others took %.0f %% of the CPUs, once more\n", what, s.Others)
 			}
@@ -200,7 +212,11 @@ func (b *bench) hold(ctx context.Context, name string, c contest) (_ Contest, er
 		fmt.Fprintf(b.progress, "%s %s: %s tasks/s; others took %.0f %% of the CPUs\n", b.plan, what, figure(s.Tasks), s.Others)
 	}
 	for _, t := range c.targets {
-		out.Targets = append(out.Targets, t.judge(out.Lines))
+		v := t.judge(out.Lines)
+		if v.Note == notMeasured {
+			return out, fmt.Errorf("%s, %s: the target %q was not measured", of.name, c.name, v.Target)
+		}
+		out.Targets = append(out.Targets, v)
 	}
 	return out, nil
 }
@@ -219,7 +235,7 @@ func (c contestant) expected(p pace) time.Duration {
 		rate   = 10_000          // tasks per second
 	)
 	warmUp, window := c.span(p)
-	if c.fill == nil {
+	if c.fill.do == nil {
 		return around + warmUp + window
 	}
 	return around + min(warmUp+window, time.Duration(c.backlog)*time.Second/rate)
@@ -228,7 +244,7 @@ func (c contestant) expected(p pace) time.Duration {
 // span is how long a run warms up and is measured, at most.
 func (c contestant) span(p pace) (warmUp, window time.Duration) {
 	warmUp, window = p.warmUp, p.window
-	if c.fill != nil {
+	if c.fill.do != nil {
 		warmUp, window = p.longest, p.longest
 	}
 	if c.warmUp > 0 {
@@ -238,6 +254,24 @@ func (c contestant) span(p pace) (warmUp, window time.Duration) {
 		window = c.window
 	}
 	return warmUp, window
+}
+
+// measured says when in a run is measured.
+func (c contestant) measured(p pace) string {
+	warmUp, window := c.span(p)
+	after := ""
+	if c.many {
+		after = ", when all are there,"
+	}
+	switch {
+	case c.when != "":
+		return c.when
+	case c.fill.do != nil && p.quick:
+		return fmt.Sprintf("until nine tenths of the backlog are done, for %s at most", window)
+	case c.fill.do != nil:
+		return fmt.Sprintf("from a tenth of the backlog, or %s,%s until nine tenths, for %s at most", warmUp, after, window)
+	}
+	return fmt.Sprintf("for %s after a warm-up of %s", window, warmUp)
 }
 
 // A plan knows what there is to do, to tell how long it will take.

@@ -14,11 +14,7 @@ func (r Report) drawn(dir string) ([]string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
-	draw := r.draw
-	if draw == nil {
-		draw = drawBars
-	}
-	files, err := draw(r, dir)
+	files, err := drawBars(r, dir)
 	if err != nil {
 		return nil, err
 	}

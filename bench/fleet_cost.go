@@ -18,7 +18,7 @@ func costs(pace pace) []contest {
 	if pace.quick {
 		sizes, window = []int{4, 16}, time.Second
 	}
-	c := contest{name: "empty tasks, never more than a few thousand waiting", latency: "–", reference: ofWorkers(pith, sizes[0]), most: 3}
+	c := contest{name: "empty tasks, never more than a few thousand waiting", latency: noLatency, reference: ofWorkers(pith, sizes[0]), most: 3}
 	for _, n := range sizes {
 		warmUp := 3 * pace.warmUp
 		if !pace.quick {

@@ -31,7 +31,7 @@ func idles(pace pace) []contest {
 	var contests []contest
 	for _, s := range sizes {
 		c := contest{
-			name: fmt.Sprintf("%d workers without tasks, for %s", s.workers, s.window), latency: "–", most: s.runs,
+			name: fmt.Sprintf("%d workers without tasks, for %s", s.workers, s.window), latency: noLatency, most: s.runs,
 			contestants: []contestant{{name: pith, drive: pithIdle(s.workers), idle: true, window: s.window}},
 			targets:     []target{noneMissed(pith)},
 		}
@@ -41,6 +41,9 @@ func idles(pace pace) []contest {
 		if s.workers < 10_000 {
 			one := riverDefaults.contestant()
 			one.drive, one.idle, one.window, one.recorded = riverDefaults.idle(s.workers), true, min(s.window, time.Minute), ""
+			if one.window < s.window {
+				one.name += fmt.Sprintf(", for %s", one.window)
+			}
 			c.contestants = append(c.contestants, one)
 			c.reference = one.name
 		}
@@ -91,7 +94,7 @@ func wakeups(pace pace) []contest {
 		name: fmt.Sprintf("the first task after %s", silence), latency: "dispatch to start",
 		contestants: []contestant{{name: pith, measure: func(ctx context.Context, b *bench, c contestant) (Sample, error) {
 			return b.wakeup(ctx, c, sizes, silence)
-		}, warmUp: settling, window: silence}},
+		}, warmUp: settling, window: silence, when: "with the one task that is dispatched after the silence"}},
 	}
 	for _, n := range sizes {
 		c.targets = append(c.targets, target{of: pith, figure: own(wakeupOf(n)), most: wakeupLimit})
@@ -99,33 +102,52 @@ func wakeups(pace pace) []contest {
 	return []contest{c}
 }
 
+// longestWakeup is the figure of the fleet that took the longest.
+const longestWakeup = "longest of all fleets: ms"
+
 func wakeupOf(workers int) string { return fmt.Sprintf("%d workers: ms", workers) }
 
 // wakeup runs fleets of several sizes at the same time, each on a database of its own, so that their
 // silences cost one.
-func (b *bench) wakeup(ctx context.Context, c contestant, sizes []int, silence time.Duration) (Sample, error) {
-	s := Sample{More: map[string]float64{}}
-	took := make([]time.Duration, len(sizes))
-	all, ctx := errgroup.WithContext(ctx)
-	for i, n := range sizes {
-		name, drop, err := b.stage.database(ctx, c)
-		if err != nil {
-			return s, errors.Join(err, all.Wait())
+func (b *bench) wakeup(ctx context.Context, c contestant, sizes []int, silence time.Duration) (s Sample, err error) {
+	trials := make([]*trial, len(sizes))
+	var ends []func(error) error
+	defer func() {
+		for _, end := range ends {
+			err = end(err)
 		}
-		t := &trial{url: b.stage.path(c.path).url(name), direct: b.stage.server.URL(name), contestant: c, pace: b.pace}
+	}()
+	for i := range trials {
+		var end func(error) error
+		if trials[i], end, err = b.stage.trial(ctx, b.pace, c); err != nil {
+			return s, err
+		}
+		ends = append(ends, end)
+	}
+	from, err := b.stage.read(ctx, trials[0])
+	if err != nil {
+		return s, err
+	}
+	took := make([]time.Duration, len(sizes))
+	all, running := errgroup.WithContext(ctx)
+	for i, n := range sizes {
 		all.Go(func() (err error) {
-			defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-			defer t.close()
-			took[i], err = firstTask(ctx, t, n, silence)
+			took[i], err = firstTask(running, trials[i], n, silence)
 			return err
 		})
 	}
-	if err := all.Wait(); err != nil {
+	if err := errors.Join(all.Wait(), ctx.Err()); err != nil { // fleets that are told to end do so without an error
 		return s, err
 	}
+	to, err := b.stage.read(ctx, trials[0])
+	if err != nil {
+		return s, err
+	}
+	s = Sample{Others: from.until(to, trials[0]).Others, More: map[string]float64{}}
 	for i, n := range sizes {
-		s.More[wakeupOf(n)] = took[i].Seconds() * 1e3
-		s.P99 = max(s.P99, s.More[wakeupOf(n)])
+		ms := took[i].Seconds() * 1e3
+		s.More[wakeupOf(n)] = ms
+		s.More[longestWakeup] = max(s.More[longestWakeup], ms)
 	}
 	return s, nil
 }

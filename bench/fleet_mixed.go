@@ -104,16 +104,12 @@ func mixedRequest(random *rand.Rand, zipf *rand.Zipf) tasking.Request {
 }
 
 // mixed dispatches tasks as they come, and lets a crew run those that the dispatcher does not run itself.
-func (b *bench) mixed(ctx context.Context, c contestant) (_ Sample, err error) {
-	name, drop, err := b.stage.database(ctx, c)
+func (b *bench) mixed(ctx context.Context, c contestant) (sample Sample, err error) {
+	t, end, err := b.stage.trial(ctx, b.pace, c)
 	if err != nil {
-		return Sample{}, err
+		return sample, err
 	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	path := b.stage.path(c.path)
-	t := &trial{url: path.url(name), direct: b.stage.server.URL(name), contestant: c, pace: b.pace}
-	defer t.close()
-	var sample Sample
+	defer func() { err = end(err) }()
 	var late int
 	registry, err := mixedRegistry(t)
 	if err != nil {
@@ -122,20 +118,20 @@ func (b *bench) mixed(ctx context.Context, c contestant) (_ Sample, err error) {
 	err = staffedBy(ctx, t, mixedWorkers, registry, func(ctx context.Context) error {
 		var from reading
 		warm := func() (err error) {
-			from, err = b.stage.read(ctx, name, path, t)
+			from, err = b.stage.read(ctx, t)
 			return err
 		}
 		if late, err = mixedDispatch(ctx, t, registry, warm); err != nil {
 			return err
 		}
-		to, err := b.stage.read(ctx, name, path, t)
+		to, err := b.stage.read(ctx, t)
 		if err != nil {
 			return err
 		}
 		sample = from.until(to, t)
 		return nil
 	})
-	if err != nil {
+	if err = errors.Join(err, ctx.Err()); err != nil { // a fleet that is told to end does so without an error
 		return sample, err
 	}
 	sample.More = t.more
@@ -143,7 +139,7 @@ func (b *bench) mixed(ctx context.Context, c contestant) (_ Sample, err error) {
 	if err := mixedWaits(ctx, t, &sample); err != nil {
 		return sample, err
 	}
-	return sample, b.stage.verify(ctx, name, t)
+	return sample, b.stage.verify(ctx, t)
 }
 
 // mixedDispatch dispatches in a Poisson process and calls warm after the warm-up. It answers how many

@@ -16,9 +16,6 @@ import (
 	"github.com/pithworks/pith/tasking"
 )
 
-// pickupEvery is the time from one task to the next.
-const pickupEvery = 50 * time.Millisecond
-
 // What a pick-up may take.
 const (
 	pickupP50   = 15.0 // ms
@@ -28,7 +25,7 @@ const (
 
 var pickupColumns = []column{p50, p95, p99, tasksPerSecond, statementRate, databaseShare, poolerShare, clientShare, serverConnects, own(missed)}
 
-// pickups has fleets of several sizes wait for a task every 50 ms.
+// pickups has fleets of several sizes wait for a task every workload.PickupEvery.
 func pickups(pace pace) []contest {
 	sizes := []int{1, 20, 200, 1000}
 	window := 30 * time.Second
@@ -38,7 +35,7 @@ func pickups(pace pace) []contest {
 	var contests []contest
 	for _, n := range sizes {
 		c := contest{
-			name: fmt.Sprintf("a task every %s, %d workers", pickupEvery, n), latency: "dispatch to start", most: 3,
+			name: fmt.Sprintf("a task every %s, %d workers", workload.PickupEvery, n), latency: "dispatch to start", most: 3,
 			contestants: []contestant{{name: pith, drive: pithPickup(n), recorded: pithCompleted}},
 			targets:     []target{{of: pith, figure: p50, most: pickupP50}, {of: pith, figure: p99, most: pickupP99}, noneMissed(pith)},
 		}
@@ -73,7 +70,7 @@ func pithPickup(workers int) func(context.Context, *trial) error {
 			if err != nil {
 				return err
 			}
-			return every(ctx, pickupEvery, func(ctx context.Context) error {
+			return every(ctx, workload.PickupEvery, func(ctx context.Context) error {
 				done, err := c.Dispatch(ctx, workload.Requests(0, 1, nil)[0])
 				if err == nil {
 					times.Dispatched(done.ID)
@@ -125,10 +122,7 @@ func (w riverWay) crew(ctx context.Context, p *pgxpool.Pool, clients int, starte
 			started(job.Args.ID)
 			return nil
 		}))
-		c, err := river.NewClient(riverpgxv5.New(p), &river.Config{
-			Logger: quiet, PollOnly: !w.listen, FetchCooldown: w.cooldown, FetchPollInterval: w.poll, Workers: registered,
-			Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}},
-		})
+		c, err := w.clientOf(p, 1, registered)
 		if err == nil {
 			err = c.Start(ctx)
 		}
@@ -158,7 +152,7 @@ func (w riverWay) pickup(clients int) func(context.Context, *trial) error {
 		}
 		inserts, err := river.NewClient(riverpgxv5.New(own), &river.Config{Logger: quiet})
 		if err == nil {
-			err = every(ctx, pickupEvery, func(ctx context.Context) error {
+			err = every(ctx, workload.PickupEvery, func(ctx context.Context) error {
 				id, err := uuid.NewV7()
 				if err != nil {
 					return err

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/pacing"
 	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/internal/workload"
@@ -38,16 +39,16 @@ func scaleups(pace pace) []contest {
 	}
 	var contests []contest
 	for _, backlog := range []int{0, 2 * sizes[2]} {
-		name := fmt.Sprintf("%d → %d → %d workers, a task every %s", sizes[0], sizes[1], sizes[2], pickupEvery)
+		name := fmt.Sprintf("%d → %d → %d workers, a task every %s", sizes[0], sizes[1], sizes[2], workload.PickupEvery)
 		if backlog > 0 {
 			name = fmt.Sprintf("%d → %d → %d workers, %d tasks of %s waiting", sizes[0], sizes[1], sizes[2], backlog, task)
 		}
-		budget := pacing.RateBusy + float64(sizes[2])/10
+		budget := pacing.RateBusy + float64(sizes[2])/beatsApart.Seconds()
 		contests = append(contests, contest{
 			name: name, latency: "dispatch to start", most: 3,
 			contestants: []contestant{{name: pith, recorded: pithCompleted, window: 40 * time.Second, measure: func(ctx context.Context, b *bench, c contestant) (Sample, error) {
 				return b.scaleup(ctx, c, sizes, backlog, task)
-			}}},
+			}, when: "from before the fleet grows until it has settled, and no task waits"}},
 			targets: []target{
 				{of: pith, figure: own(pollPeak), most: 1.5 * pacing.RateBusy},
 				{of: pith, figure: own(otherPeak), most: 1.5 * budget},
@@ -58,8 +59,11 @@ func scaleups(pace pace) []contest {
 	return contests
 }
 
-// What a worker sends, by the name that its text begins with.
-var kindsOfStatements = [...]string{"TaskTurn", "AppStatusBeat", "AppStatusRegister"}
+// beatsApart is the time from one beat of a worker to its next, by the default TTL.
+const beatsApart = 10 * time.Second
+
+// What a worker sends.
+var kindsOfStatements = [...]string{db.TaskTurn, db.AppStatusBeat, db.AppStatusRegister}
 
 // A tally counts statements of each kind, and ended tasks, in each tenth of a second. It is a pgx.QueryTracer.
 type tally struct {
@@ -88,8 +92,8 @@ func (y *tally) add(to *[]int) {
 }
 
 func (y *tally) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
-	for i, name := range kindsOfStatements {
-		if strings.HasPrefix(data.SQL, "-- name: "+name+" ") {
+	for i, text := range kindsOfStatements {
+		if data.SQL == text {
 			y.add(&y.sent[i])
 			return ctx
 		}
@@ -128,17 +132,14 @@ func peak(from time.Duration, plus [][]int, minus ...[]int) float64 {
 }
 
 func (b *bench) scaleup(ctx context.Context, c contestant, sizes [3]int, backlog int, task time.Duration) (_ Sample, err error) {
-	name, drop, err := b.stage.database(ctx, c)
+	t, end, err := b.stage.trial(ctx, b.pace, c)
 	if err != nil {
 		return Sample{}, err
 	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	path := b.stage.path(c.path)
-	t := &trial{url: path.url(name), direct: b.stage.server.URL(name), contestant: c, pace: b.pace}
-	defer t.close()
+	defer func() { err = end(err) }()
 	counts := &tally{start: time.Now()}
 	cfg := c.poolConfig(workerConns, t)
-	cfg.Tracer = counts
+	cfg.Tracer = multitracer.New(cfg.Tracer, counts)
 	p, err := t.openAs(ctx, cfg)
 	if err != nil {
 		return Sample{}, err
@@ -158,7 +159,7 @@ func (b *bench) scaleup(ctx context.Context, c contestant, sizes [3]int, backlog
 	if err != nil {
 		return Sample{}, err
 	}
-	sample, err := b.grow(ctx, t, path, name, crew, &times, sizes, backlog)
+	sample, err := b.grow(ctx, t, crew, &times, sizes, backlog)
 	counts.stop()
 	gone, endErr := crew.end()
 	if err := errors.Join(err, endErr); err != nil {
@@ -171,14 +172,14 @@ func (b *bench) scaleup(ctx context.Context, c contestant, sizes [3]int, backlog
 	sample.More[pollPeak] = peak(from, [][]int{turns}, counts.ended)
 	sample.More[beatPeak], sample.More[registerPeak] = peak(from, [][]int{beats}), peak(from, [][]int{registers})
 	sample.More[otherPeak] = peak(from, [][]int{turns, beats, counts.other}, counts.ended)
-	return sample, b.stage.verify(ctx, name, t)
+	return sample, b.stage.verify(ctx, t)
 }
 
 // grewAt is when the growth began, in seconds.
 const grewAt = "grew at"
 
 // grow starts the workers in three steps, and watches the fleet until it has settled.
-func (b *bench) grow(ctx context.Context, t *trial, path path, database string, crew *crew, times *workload.Pickup, sizes [3]int, backlog int) (Sample, error) {
+func (b *bench) grow(ctx context.Context, t *trial, crew *crew, times *workload.Pickup, sizes [3]int, backlog int) (Sample, error) {
 	began := time.Now()
 	if err := crew.add(ctx, sizes[0], 0); err != nil {
 		return Sample{}, err
@@ -186,9 +187,9 @@ func (b *bench) grow(ctx context.Context, t *trial, path path, database string, 
 	if err := crew.ready(ctx, t.direct); err != nil {
 		return Sample{}, err
 	}
-	settle := settling
+	settle, step := settling, 2*time.Second
 	if t.pace.quick {
-		settle = time.Second
+		settle, step = time.Second, 150*time.Millisecond
 	}
 	if err := resend.Sleep(ctx, settle); err != nil {
 		return Sample{}, err
@@ -208,7 +209,7 @@ func (b *bench) grow(ctx context.Context, t *trial, path path, database string, 
 			}
 			return err
 		}
-		return every(tasks, pickupEvery, func(ctx context.Context) error {
+		return every(tasks, workload.PickupEvery, func(ctx context.Context) error {
 			done, err := c.Dispatch(ctx, workload.Requests(0, 1, nil)[0])
 			if err == nil {
 				times.Dispatched(done.ID)
@@ -217,11 +218,10 @@ func (b *bench) grow(ctx context.Context, t *trial, path path, database string, 
 		})
 	})
 	started := time.Since(began)
-	from, err := b.stage.read(ctx, database, path, t)
+	from, err := b.stage.read(ctx, t)
 	if err != nil {
 		return Sample{}, errors.Join(err, ctx.Err())
 	}
-	step := 2 * settle / 13 // 2 s
 	err = resend.Sleep(ctx, step/2)
 	for i, over := range []time.Duration{step, step * 3 / 2} {
 		if err == nil {
@@ -244,7 +244,7 @@ func (b *bench) grow(ctx context.Context, t *trial, path path, database string, 
 	if err := errors.Join(err, all.Wait()); err != nil {
 		return Sample{}, err
 	}
-	to, err := b.stage.read(ctx, database, path, t)
+	to, err := b.stage.read(ctx, t)
 	if err != nil {
 		return Sample{}, err
 	}

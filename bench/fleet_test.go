@@ -11,7 +11,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/resend"
+	"github.com/pithworks/pith/worker"
 )
 
 func TestPeakIsTheBusiestSecond(t *testing.T) {
@@ -44,13 +46,13 @@ func TestTallyCountsEachKindUntilItIsStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := &tally{start: time.Now()}
 		send := func(text string) { y.TraceQueryStart(t.Context(), nil, pgx.TraceQueryStartData{SQL: text}) }
-		send("-- name: TaskTurn :many\nSELECT …")
+		send(db.TaskTurn)
 		_ = resend.Sleep(t.Context(), 250*time.Millisecond)
-		send("-- name: TaskTurn :many\nSELECT …")
-		send("-- name: AppStatusBeat :one\nUPDATE …")
-		send("-- name: TaskTurnOther :one\nSELECT …")
+		send(db.TaskTurn)
+		send(db.AppStatusBeat)
+		send(db.TaskGet)
 		y.stop()
-		send("-- name: AppStatusRegister :one\nINSERT …")
+		send(db.AppStatusRegister)
 		if got := y.sent[0]; len(got) != 3 || got[0] != 1 || got[2] != 1 {
 			t.Errorf("turns %v", got)
 		}
@@ -62,14 +64,15 @@ func TestTallyCountsEachKindUntilItIsStopped(t *testing.T) {
 
 func TestWorkersThatWereMissedAreCountedOnce(t *testing.T) {
 	t.Parallel()
+	const swept, lost = worker.MessageSwept, worker.MessageLost
 	var m missing
 	log := slog.New(&m)
 	log.Warn("turn failed")
 	for range 2 { // both tell of the same two
-		log.Warn(fencedMessage)
-		log.With("worker", "x").Warn(sweptMessage)
+		log.Warn(lost)
+		log.With("worker", "x").Warn(swept)
 	}
-	log.Info(sweptMessage)
+	log.Info(swept)
 	if n := m.count(); n != 2 {
 		t.Errorf("%d, want 2", n)
 	}

@@ -55,17 +55,14 @@ func newCrew(ctx context.Context, p *pgxpool.Pool, registry *tasking.Registry) (
 
 // add starts workers, spread evenly over a time; it returns when the last one was started.
 func (c *crew) add(ctx context.Context, n int, over time.Duration) error {
-	for i := range n {
-		if err := resend.Sleep(ctx, over/time.Duration(n)); over > 0 && err != nil {
+	for range n {
+		if err := resend.Sleep(ctx, over/time.Duration(n)); err != nil {
 			return err
 		}
 		c.size++
 		w, err := worker.New(c.client, worker.Config{NameTemplate: fmt.Sprintf("%d", c.size), Log: slog.New(&c.missing)})
 		if err != nil {
 			return err
-		}
-		if i%100 == 99 && ctx.Err() != nil {
-			return ctx.Err()
 		}
 		c.all.Go(func() {
 			if err := w.Run(c.ctx); err != nil {
@@ -107,21 +104,15 @@ func (c *crew) end() (missing int, err error) {
 // missing counts the workers of which a log tells that they were declared missing. It is a slog.Handler.
 type missing struct{ swept, fenced atomic.Int64 }
 
-// The messages of package worker: who sweeps says one, who was swept, or fears it, the other.
-const (
-	sweptMessage  = "process has gone missing"
-	fencedMessage = "worker was declared missing, starting over"
-)
-
 func (m *missing) count() int { return int(max(m.swept.Load(), m.fenced.Load())) }
 
 func (m *missing) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelWarn }
 
 func (m *missing) Handle(_ context.Context, r slog.Record) error {
 	switch r.Message {
-	case sweptMessage:
+	case worker.MessageSwept:
 		m.swept.Add(1)
-	case fencedMessage:
+	case worker.MessageLost:
 		m.fenced.Add(1)
 	}
 	return nil

@@ -35,8 +35,6 @@ const (
 	floorRecorded = "SELECT count(*) FROM floor WHERE state = 2"
 	// floorConns is how many connections claim: with more of them they skip over each other's locks.
 	floorConns = 4
-	// floorBatch is how many rows one statement claims, ends or inserts.
-	floorBatch = 1000
 )
 
 const (
@@ -48,10 +46,11 @@ const (
 	floorInsertOne = "INSERT INTO floor (args) VALUES ($1::json)"
 )
 
-func floorBacklog(ctx context.Context, p *pgxpool.Pool, n int) error {
+// emptyRows fills the floor.
+var emptyRows = filling{"empty rows", func(ctx context.Context, p *pgxpool.Pool, n int) error {
 	_, err := p.Exec(ctx, "INSERT INTO floor (args) SELECT '{}' FROM generate_series(1, $1)", n)
 	return err
-}
+}}
 
 // floorWorks claims batches and completes the ones before, both in one flight, on some connections.
 func floorWorks(conns, batch int) func(context.Context, *trial) error {

@@ -237,7 +237,7 @@ func (cfg config) plots() string {
 // measure runs a scenario.
 func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []contest, machine Machine) (_ Report, err error) {
 	r := Report{
-		Scenario: s.name, What: s.what, Date: time.Now(), Command: cfg.command, Machine: machine, variants: s.variants, columns: s.columns, draw: s.draw,
+		Scenario: s.name, What: s.what, Date: time.Now(), Command: cfg.command, Machine: machine, variants: s.variants, columns: s.columns,
 	}
 	if s.needsServers() {
 		r.Versions = append(r.Versions, b.stage.versions...)
@@ -250,7 +250,7 @@ func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []
 		return r, err
 	}
 	for _, c := range contests {
-		held, err := b.hold(ctx, s.name, c)
+		held, err := b.hold(ctx, s, c)
 		if err != nil {
 			return Report{}, err
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/pithworks/pith/internal/workload"
 	"github.com/pithworks/pith/worker"
 )
 
@@ -22,15 +23,15 @@ func noops(pace pace) []contest {
 	for _, full := range []int{50_000, 200_000} {
 		n := pace.size(full, full/50)
 		contestants := []contestant{
-			{name: pith, fill: pithBacklog(nil), drive: pithWorks(clientConns, worker.Config{Concurrency: pithSlots}), recorded: pithCompleted},
+			{name: pith, fill: emptyTasks, drive: pithWorks(clientConns, worker.Config{Concurrency: pithSlots}), recorded: pithCompleted},
 		}
 		for _, w := range []riverWay{riverTuned, riverDefaults, riverListens} {
 			one := w.contestant()
-			one.fill, one.drive = riverBacklog, w.works(1, riverWorkers, clientConns, riverCounts)
+			one.fill, one.drive = emptyJobs, w.works(1, riverWorkers, clientConns, riverCounts)
 			contestants = append(contestants, one)
 		}
 		contestants = append(contestants, contestant{
-			name: floor, base: baseFloor, fill: floorBacklog, drive: floorWorks(floorConns, floorBatch), recorded: floorRecorded,
+			name: floor, base: baseFloor, fill: emptyRows, drive: floorWorks(floorConns, workload.Batch), recorded: floorRecorded,
 		})
 		for i := range contestants {
 			contestants[i].backlog, contestants[i].timed = n, true

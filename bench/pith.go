@@ -13,15 +13,21 @@ import (
 // pithCompleted counts the tasks that are recorded as completed.
 const pithCompleted = "SELECT count(*) FROM task WHERE state = 'completed'"
 
+// The fillings of Pith.
+var (
+	emptyTasks   = pithBacklog("empty tasks", nil)
+	tasksInChain = pithBacklog("a chain on one resource", workload.OneResource)
+)
+
 // pithBacklog dispatches a backlog of empty tasks.
-func pithBacklog(options func(i int) tasking.Options) func(context.Context, *pgxpool.Pool, int) error {
-	return func(ctx context.Context, p *pgxpool.Pool, n int) error {
+func pithBacklog(name string, options func(i int) tasking.Options) filling {
+	return filling{name, func(ctx context.Context, p *pgxpool.Pool, n int) error {
 		c, err := workload.NewClient(p, workload.Nothing, tasking.Config{})
 		if err != nil {
 			return err
 		}
-		return workload.Fill(ctx, c, n, options)
-	}
+		return workload.Fill(ctx, c, n, options, nil)
+	}}
 }
 
 // pithWorks runs one worker on a pool of so many connections.

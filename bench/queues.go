@@ -24,9 +24,9 @@ func withResources(pace pace) []contest {
 	c := contest{
 		name: fmt.Sprintf("1 to 3 of %d resources", resources), latency: "statement", reference: none,
 		contestants: []contestant{
-			{name: none, fill: pithBacklog(nil)},
-			{name: exclusive, fill: pithBacklog(workload.SomeOf(resources, false))},
-			{name: mixed, fill: pithBacklog(workload.SomeOf(resources, true))},
+			{name: none, fill: emptyTasks},
+			{name: exclusive, fill: pithBacklog(exclusive, workload.SomeOf(resources, false))},
+			{name: mixed, fill: pithBacklog(mixed, workload.SomeOf(resources, true))},
 		},
 	}
 	for i := range c.contestants {
@@ -49,7 +49,7 @@ func chain(pace pace) []contest {
 		name: fmt.Sprintf("%d tasks, one after the other", n), latency: "task to task", reference: commit,
 		contestants: []contestant{
 			{
-				name: pith, fill: pithBacklog(workload.OneResource), backlog: n, recorded: pithCompleted,
+				name: pith, fill: tasksInChain, backlog: n, recorded: pithCompleted,
 				drive: pithChain(clientConns, worker.Config{Concurrency: pithSlots}),
 			},
 			{name: commit, base: baseFloor, drive: floorInserts(1, 1), recorded: floorDispatched},
@@ -78,7 +78,7 @@ func blocked(pace pace) []contest {
 		many = 5_000 // they are dispatched first
 	}
 	c := contest{name: fmt.Sprintf("%d others flow", n), latency: "statement", reference: none}
-	c.contestants = append(c.contestants, contestant{name: none, fill: pithBacklog(nil)})
+	c.contestants = append(c.contestants, contestant{name: none, fill: emptyTasks})
 	for _, b := range []struct {
 		tasks int
 		least float64
@@ -95,8 +95,8 @@ func blocked(pace pace) []contest {
 }
 
 // blockedBacklog dispatches a head, so many tasks that wait for it, and then those that need not.
-func blockedBacklog(waiting int) func(context.Context, *pgxpool.Pool, int) error {
-	return func(ctx context.Context, p *pgxpool.Pool, n int) error {
+func blockedBacklog(waiting int) filling {
+	return filling{fmt.Sprintf("%d blocked", waiting), func(ctx context.Context, p *pgxpool.Pool, n int) error {
 		head := headType(nil)
 		registry, err := tasking.NewRegistry(head, workload.NewType(workload.Nothing))
 		if err != nil {
@@ -109,11 +109,11 @@ func blockedBacklog(waiting int) func(context.Context, *pgxpool.Pool, int) error
 		if _, err := c.Dispatch(ctx, head.Request(struct{}{}, workload.OneResource(0))); err != nil {
 			return err
 		}
-		if err := workload.Fill(ctx, c, waiting, workload.OneResource); err != nil {
+		if err := workload.Fill(ctx, c, waiting, workload.OneResource, nil); err != nil {
 			return err
 		}
-		return workload.Fill(ctx, c, n, nil)
-	}
+		return workload.Fill(ctx, c, n, nil, nil)
+	}}
 }
 
 // holdHead runs the head until it is ended.
@@ -166,7 +166,7 @@ func snapshot(pace pace) []contest {
 	}}
 	for i := range c.contestants {
 		one := &c.contestants[i]
-		one.fill, one.backlog, one.recorded, one.timed = pithBacklog(nil), n, pithCompleted, true
+		one.fill, one.backlog, one.recorded, one.timed = emptyTasks, n, pithCompleted, true
 		one.drive = timesLastPart(onePithProcess())
 		one.warmUp, one.window = 5*time.Minute, 30*time.Minute // until nine tenths are done
 	}
@@ -180,28 +180,24 @@ func snapshot(pace pace) []contest {
 // timesLastPart reports the rate in the last part of the window.
 func timesLastPart(drive func(context.Context, *trial) error) func(context.Context, *trial) error {
 	return func(ctx context.Context, t *trial) error {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
 		n := t.contestant.backlog
 		from, to := t.Mark(n*8/10), t.Mark(n-n/10)
 		timed := make(chan struct{})
 		go func() {
 			defer close(timed)
-			var start time.Time
-			var before int
-			for {
-				select {
-				case <-from:
-					start, before, from = time.Now(), t.Counts().Tasks, nil
-				case <-to:
-					if !start.IsZero() {
-						t.report(lastPart, per(float64(t.Counts().Tasks-before), time.Since(start).Seconds()))
-					}
-					return
-				case <-ctx.Done():
-					return
-				}
+			if err := await(ctx, 0, from, nil, nil); err != nil {
+				return
 			}
+			start, before := time.Now(), t.Counts().Tasks
+			if err := await(ctx, 0, to, nil, nil); err != nil {
+				return
+			}
+			t.report(lastPart, per(float64(t.Counts().Tasks-before), time.Since(start).Seconds()))
 		}()
 		err := drive(ctx, t)
+		stop() // it may have failed
 		<-timed
 		return err
 	}

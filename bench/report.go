@@ -24,7 +24,6 @@ type Report struct {
 
 	variants [2]string
 	columns  []column
-	draw     func(r Report, dir string) ([]string, error)
 	plots    []string // paths as the document has them
 }
 
@@ -42,6 +41,8 @@ type Contest struct {
 type Line struct {
 	Contestant string `json:"contestant"`
 	Path       string `json:"path,omitempty"`
+	// When says when in a run was measured.
+	When string `json:"measured,omitempty"`
 	// Samples are in the order of the runs; those of two contestants with the same index are neighbors
 	// in time.
 	Samples []Sample `json:"samples,omitempty"`
@@ -85,7 +86,7 @@ func (r Report) markdown() string {
 	if r.Text != "" {
 		fmt.Fprintf(&b, "%s\n\n%s\n", r.What, strings.TrimSpace(r.Text))
 	} else {
-		fmt.Fprintf(&b, "%s %s\n\n", r.What, r.runs())
+		fmt.Fprintf(&b, "%s %s\n\n", r.What, strings.TrimSpace(r.runs()+" "+r.when()))
 		if r.variants[1] != "" {
 			r.sideBySide(&b)
 		} else {
@@ -127,16 +128,58 @@ func (r Report) others() (out []float64) {
 
 // runs says how often everything was measured.
 func (r Report) runs() string {
-	most := 0
+	least, most := 0, 0
 	for _, c := range r.Contests {
 		for _, l := range c.Lines {
-			most = max(most, len(l.Samples))
+			n := len(l.Samples)
+			if n > 0 && (least == 0 || n < least) {
+				least = n
+			}
+			most = max(most, n)
 		}
 	}
-	if most == 1 {
+	switch {
+	case most == 1:
 		return "One run each."
+	case least < most:
+		return fmt.Sprintf("%d to %d runs each, medians.", least, most)
 	}
 	return fmt.Sprintf("%d runs each, medians.", most)
+}
+
+// when says when in a run was measured: once for all where that was the same.
+func (r Report) when() string {
+	var whens []string
+	of := map[string][]string{}
+	for _, c := range r.Contests {
+		one := c.Lines[0].When
+		alike := !slices.ContainsFunc(c.Lines, func(l Line) bool { return l.When != one })
+		for _, l := range c.Lines {
+			name := c.Name
+			if !alike {
+				name = l.Contestant
+				if len(r.Contests) > 1 {
+					name += ", " + c.Name
+				}
+			}
+			if of[l.When] == nil {
+				whens = append(whens, l.When)
+			}
+			if !slices.Contains(of[l.When], name) {
+				of[l.When] = append(of[l.When], name)
+			}
+		}
+	}
+	if len(whens) == 1 {
+		if whens[0] == "" {
+			return ""
+		}
+		return "Measured " + whens[0] + "."
+	}
+	for i, w := range whens {
+		whens[i] = fmt.Sprintf("%s (%s)", w, strings.Join(of[w], "; "))
+	}
+	return "Measured " + strings.Join(whens, "; ") + "."
 }
 
 // line finds a contestant's.
@@ -157,7 +200,7 @@ func tableRow(b *strings.Builder, cells ...string) {
 	fmt.Fprintf(b, "| %s |\n", strings.Join(cells, " | "))
 }
 
-// shown is the throughput of a line, or why there is none.
+// shown is the median of a column, with the lowest and the highest run, or why there is none.
 func (l Line) shown(c column) string {
 	if len(l.Samples) == 0 {
 		return l.Note
@@ -247,12 +290,7 @@ func (r Report) sideBySide(b *strings.Builder) {
 	}
 }
 
-func (r Report) shownColumns() []column {
-	if len(r.columns) == 0 {
-		return standardColumns
-	}
-	return r.columns
-}
+func (r Report) shownColumns() []column { return scenario{columns: r.columns}.shownColumns() }
 
 // detailed writes all figures: a row for each contestant.
 func (r Report) detailed(b *strings.Builder) {
@@ -291,17 +329,15 @@ func replaceSection(document, scenario, text string) (string, error) {
 	return head + begin + text + end + tail, nil
 }
 
-// updateDocument replaces the sections of the reports in a file.
-func updateDocument(path string, reports ...Report) error {
+// updateDocument replaces the section of a report in a file.
+func updateDocument(path string, r Report) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("read document: %w", err)
 	}
-	document := string(text)
-	for _, r := range reports {
-		if document, err = replaceSection(document, r.Scenario, r.markdown()); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
+	document, err := replaceSection(string(text), r.Scenario, r.markdown())
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	if err := os.WriteFile(path, []byte(document), 0o644); err != nil {
 		return fmt.Errorf("write document: %w", err)

@@ -54,7 +54,7 @@ Per task, medians:
 ` + measuredOn
 	r := reportOf(contests...)
 	r.variants = [2]string{"old", "new"}
-	want := `Which? 3 runs each, medians.
+	want := `Which? 2 to 3 runs each, medians.
 
 | path | load | old tasks/s | new tasks/s | new ÷ old | lowest and highest pair | database CPU, new ÷ old |
 |---|---|---|---|---|---|---|
@@ -71,7 +71,7 @@ Per task, medians:
 	}
 	r.Contests[1].Targets = []Verdict{target{of: "new", figure: tasksPerSecond, against: "old", least: 1.5}.judge(contests[1].Lines)}
 	r.plots = []string{"dir/which.svg"}
-	want = `Which? 3 runs each, medians.
+	want = `Which? 2 to 3 runs each, medians.
 
 | line | of | target | reached | lowest and highest run |  |
 |---|---|---|---|---|---|
@@ -90,6 +90,60 @@ Per task, medians:
 ` + detailed
 	if diff := cmp.Diff(want, r.markdown()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestReportSaysWhenWasMeasured(t *testing.T) {
+	t.Parallel()
+	line := func(name, when string) Line { return Line{Contestant: name, When: when} }
+	for _, test := range []struct {
+		contests []Contest
+		want     string
+	}{
+		{[]Contest{{Lines: []Line{line("a", ""), line("b", "")}}}, ""},
+		{[]Contest{{Lines: []Line{line("a", "now"), line("b", "now")}}, {Lines: []Line{line("a", "now")}}}, "Measured now."},
+		{[]Contest{{Name: "x", Lines: []Line{line("a", "now"), line("b", "then")}}}, "Measured now (a); then (b)."},
+		{
+			[]Contest{{Name: "x", Lines: []Line{line("a", "now"), line("b", "now")}}, {Name: "y", Lines: []Line{line("a", "now"), line("b", "then")}}},
+			"Measured now (x; a, y); then (b, y).",
+		},
+	} {
+		if got := reportOf(test.contests...).when(); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+func TestFiguresThatCannotBeAreFound(t *testing.T) {
+	t.Parallel()
+	c := contest{latency: "task", targets: []target{{of: "new", figure: own("lost"), none: true}, {of: "new", figure: tasksPerSecond, against: "old"}}}
+	silent := contest{latency: noLatency}
+	columns := []column{tasksPerSecond, p50, p99, databaseCPU, own("lost")}
+	good := Sample{Tasks: 1, P50: 1, P95: 2, P99: 3, More: map[string]float64{"lost": 0}}
+	for _, test := range []struct {
+		what       string
+		contest    contest
+		contestant string
+		change     func(*Sample)
+		want       string
+	}{
+		{"nothing", c, "new", func(*Sample) {}, ""},
+		{"no tasks", c, "new", func(s *Sample) { s.Tasks = 0 }, "tasks/s cannot be 0"},
+		{"no latencies", c, "new", func(s *Sample) { s.P50, s.P95, s.P99 = 0, 0, 0 }, "p99 ms cannot be 0"},
+		{"no latencies, and none wanted", silent, "new", func(s *Sample) { s.P50, s.P95, s.P99 = 0, 0, 0 }, ""},
+		{"disorder", c, "new", func(s *Sample) { s.P95 = 4 }, "percentiles cannot be 1, 4, 3"},
+		{"no figure for a target", c, "new", func(s *Sample) { s.More = nil }, "lost was not measured"},
+		{"no figure, and no target", c, "old", func(s *Sample) { s.More = nil }, ""},
+	} {
+		s := good
+		test.change(&s)
+		got := ""
+		if err := test.contest.verify(test.contestant, columns, s); err != nil {
+			got = err.Error()
+		}
+		if got != test.want {
+			t.Errorf("%s: got %q, want %q", test.what, got, test.want)
+		}
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivermigrate"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/pithworks/pith/internal/workload"
 )
 
 // baseRiver is the base of those that run River.
@@ -69,6 +71,11 @@ func (w riverWay) client(p *pgxpool.Pool, workers int, work func()) (*river.Clie
 		work()
 		return nil
 	}))
+	return w.clientOf(p, workers, registered)
+}
+
+// clientOf is client for jobs of other kinds.
+func (w riverWay) clientOf(p *pgxpool.Pool, workers int, registered *river.Workers) (*river.Client[pgx.Tx], error) {
 	cfg := &river.Config{Logger: quiet, PollOnly: !w.listen, FetchCooldown: w.cooldown, FetchPollInterval: w.poll, Workers: registered}
 	if workers > 0 {
 		cfg.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: workers}}
@@ -125,17 +132,16 @@ func stopRiver(ctx context.Context, clients []*river.Client[pgx.Tx]) error {
 // riverCounts is work that counts itself.
 func riverCounts(t *trial) func() { return func() { t.Done(1) } }
 
-// riverBatch is how many jobs of a backlog one statement inserts.
-const riverBatch = 1000
+// emptyJobs is River's filling.
+var emptyJobs = filling{"empty jobs", insertJobs}
 
-// riverBacklog inserts a backlog of empty jobs.
-func riverBacklog(ctx context.Context, p *pgxpool.Pool, n int) error {
+func insertJobs(ctx context.Context, p *pgxpool.Pool, n int) error {
 	c, err := riverDefaults.client(p, 0, func() {})
 	if err != nil {
 		return err
 	}
-	for left := n; left > 0; left -= riverBatch {
-		if _, err := c.InsertManyFast(ctx, riverJobs(min(left, riverBatch))); err != nil {
+	for left := n; left > 0; left -= workload.Batch {
+		if _, err := c.InsertManyFast(ctx, riverJobs(min(left, workload.Batch))); err != nil {
 			return err
 		}
 	}

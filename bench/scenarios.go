@@ -3,7 +3,10 @@ package main
 import "slices"
 
 // scenarios are all that there are, in the order in which they are measured.
-var scenarios = []scenario{
+var scenarios = slices.Concat(queueScenarios, fleetScenarios)
+
+// queueScenarios are those about what one process, or some, can do.
+var queueScenarios = []scenario{
 	{
 		name: "noop", contests: noops,
 		what: "How fast does one process work off empty tasks without resources?",

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pithworks/pith/bench/simulate"
 	"github.com/pithworks/pith/internal/pacing"
+	"github.com/pithworks/pith/internal/workload"
 )
 
 // The scenario simulate needs no database: fleets run on virtual time, see package simulate.
@@ -97,9 +98,7 @@ func simulateSize(n int, quick bool) simulated {
 		}
 	}
 	slices.Sort(waits)
-	if len(waits) > 0 {
-		s.wake50, s.wake99 = waits[len(waits)/2], waits[max(len(waits)*99/100-1, 0)]
-	}
+	s.wake50, s.wake99 = workload.Percentile(waits, 50), workload.Percentile(waits, 99)
 	return s
 }
 

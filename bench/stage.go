@@ -41,7 +41,7 @@ type stage struct {
 
 	databases int               // made so far
 	bases     map[string]string // the database of each base that was made
-	filled    map[string]string // what was filled for the contest that is on, by base and contestant
+	filled    map[string]string // what was filled for the contest that is on, by base, filling and backlog
 }
 
 // A path is a way to the server.
@@ -204,13 +204,13 @@ func (s *stage) template(ctx context.Context, c contestant) (string, error) {
 		}
 		s.bases[base] = name
 	}
-	if c.fill == nil {
+	if c.fill.do == nil {
 		return s.bases[base], nil
 	}
-	key := base + "/" + c.name
+	key := fmt.Sprintf("%s/%s/%d", base, c.fill.name, c.backlog)
 	if s.filled[key] == "" {
 		name, err := s.make(ctx, s.bases[base], func(ctx context.Context, p *pgxpool.Pool) error {
-			if err := c.fill(ctx, p, c.backlog); err != nil {
+			if err := c.fill.do(ctx, p, c.backlog); err != nil {
 				return err
 			}
 			_, err := p.Exec(ctx, "VACUUM ANALYZE")

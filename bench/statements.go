@@ -31,11 +31,11 @@ func statements(pace pace) []contest {
 		{"dispatch with a resource, one at a time", "dispatch", contestant{drive: dispatches(workload.InTurn(resources))}},
 		{
 			fmt.Sprintf("worker of %d slots, empty tasks", manySlots), "statement",
-			contestant{timed: true, fill: pithBacklog(nil), backlog: pace.size(40_000, 2_000), drive: pithWorks(clientConns, auxiliary(manySlots))},
+			contestant{timed: true, fill: emptyTasks, backlog: pace.size(40_000, 2_000), drive: pithWorks(clientConns, auxiliary(manySlots))},
 		},
 		{
 			"chain on one exclusive resource", "task to task",
-			contestant{fill: pithBacklog(workload.OneResource), backlog: pace.size(5_000, 100), drive: pithChain(clientConns, auxiliary(1))},
+			contestant{fill: tasksInChain, backlog: pace.size(5_000, 100), drive: pithChain(clientConns, auxiliary(1))},
 		},
 	}
 	var out []contest

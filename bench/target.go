@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -9,27 +10,36 @@ import (
 type column struct {
 	title string
 	of    func(Sample) float64
+	// can reports whether a run may have it so, and has whether a run has measured it. Default: always.
+	can, has func(Sample) bool
+}
+
+// positive is a column that is above 0 in every run.
+func positive(title string, of func(Sample) float64) column {
+	return column{title: title, of: of, can: func(s Sample) bool { return of(s) > 0 }}
 }
 
 // The columns that a sample has by itself.
 var (
-	tasksPerSecond = column{"tasks/s", func(s Sample) float64 { return s.Tasks }}
-	p50            = column{"p50 ms", func(s Sample) float64 { return s.P50 }}
-	p95            = column{"p95 ms", func(s Sample) float64 { return s.P95 }}
-	p99            = column{"p99 ms", func(s Sample) float64 { return s.P99 }}
-	databaseCPU    = column{"database CPU µs", func(s Sample) float64 { return s.DatabaseCPU }}
-	poolerCPU      = column{"pooler CPU µs", func(s Sample) float64 { return s.PoolerCPU }}
-	clientCPU      = column{"client CPU µs", func(s Sample) float64 { return s.ClientCPU }}
-	statementCount = column{"statements", func(s Sample) float64 { return s.Statements }}
-	transactions   = column{"transactions", func(s Sample) float64 { return s.Transactions }}
-	walBytes       = column{"WAL bytes", func(s Sample) float64 { return s.WAL }}
-	serverConnects = column{"server connections", func(s Sample) float64 { return s.ServerConns }}
-	statementRate  = column{"statements/s", func(s Sample) float64 { return s.StatementRate }}
-	databaseShare  = column{"database, % of a core", func(s Sample) float64 { return s.DatabaseShare }}
-	poolerShare    = column{"pooler, % of a core", func(s Sample) float64 { return s.PoolerShare }}
-	clientShare    = column{"client, % of a core", func(s Sample) float64 { return s.ClientShare }}
+	tasksPerSecond = positive("tasks/s", func(s Sample) float64 { return s.Tasks })
+	statementCount = positive("statements", func(s Sample) float64 { return s.Statements })
+	transactions   = positive("transactions", func(s Sample) float64 { return s.Transactions })
+	walBytes       = positive("WAL bytes", func(s Sample) float64 { return s.WAL })
+	serverConnects = positive("server connections", func(s Sample) float64 { return s.ServerConns })
+	statementRate  = positive("statements/s", func(s Sample) float64 { return s.StatementRate })
+	p99            = positive("p99 ms", func(s Sample) float64 { return s.P99 })
+	// A task may have begun before its dispatcher knew of it.
+	p50 = column{title: "p50 ms", of: func(s Sample) float64 { return s.P50 }}
+	p95 = column{title: "p95 ms", of: func(s Sample) float64 { return s.P95 }}
+	// CPU times may be below a tick.
+	databaseCPU   = column{title: "database CPU µs", of: func(s Sample) float64 { return s.DatabaseCPU }}
+	poolerCPU     = column{title: "pooler CPU µs", of: func(s Sample) float64 { return s.PoolerCPU }}
+	clientCPU     = column{title: "client CPU µs", of: func(s Sample) float64 { return s.ClientCPU }}
+	databaseShare = column{title: "database, % of a core", of: func(s Sample) float64 { return s.DatabaseShare }}
+	poolerShare   = column{title: "pooler, % of a core", of: func(s Sample) float64 { return s.PoolerShare }}
+	clientShare   = column{title: "client, % of a core", of: func(s Sample) float64 { return s.ClientShare }}
 	// timePerTask is not shown, but has targets.
-	timePerTask = column{"time per task", func(s Sample) float64 { return per(1, s.Tasks) }}
+	timePerTask = positive("time per task", func(s Sample) float64 { return per(1, s.Tasks) })
 )
 
 // standardColumns are those of a scenario that does not name others.
@@ -39,7 +49,10 @@ var standardColumns = []column{
 
 // own is a figure that a trial has reported by its name.
 func own(name string) column {
-	return column{name, func(s Sample) float64 { return s.More[name] }}
+	return column{
+		title: name, of: func(s Sample) float64 { return s.More[name] },
+		has: func(s Sample) bool { _, ok := s.More[name]; return ok },
+	}
 }
 
 // median is the middle of a column in all samples.
@@ -65,6 +78,30 @@ func (c column) ratios(of, against []Sample) []float64 {
 	return out
 }
 
+// noLatency is what the latencies are of in a contest that has none.
+const noLatency = "–"
+
+// verify finds a figure of a run that cannot be, or that a target needs and nobody has measured.
+func (c contest) verify(contestant string, columns []column, s Sample) error {
+	for _, f := range columns {
+		if f.title == p99.title && c.latency == noLatency {
+			continue
+		}
+		if f.can != nil && !f.can(s) {
+			return fmt.Errorf("%s cannot be %v", f.title, f.of(s))
+		}
+	}
+	if s.P50 > s.P95 || s.P95 > s.P99 {
+		return fmt.Errorf("percentiles cannot be %v, %v, %v", s.P50, s.P95, s.P99)
+	}
+	for _, t := range c.targets {
+		if (t.of == contestant || t.against == contestant) && t.figure.has != nil && !t.figure.has(s) {
+			return fmt.Errorf("%s was not measured", t.figure.title)
+		}
+	}
+	return nil
+}
+
 // A target is what a contestant must reach. It is shown, and fails nothing.
 type target struct {
 	of     string // a contestant
@@ -76,6 +113,9 @@ type target struct {
 	// none: the figure must be 0 in every run.
 	none bool
 }
+
+// notMeasured is the note of a target for which there is nothing to divide by.
+const notMeasured = "not measured"
 
 // A Verdict is what has become of a target.
 type Verdict struct {
@@ -125,9 +165,7 @@ func (t target) judge(lines []Line) Verdict {
 		values = t.figure.ratios(samples(t.of), samples(t.against))
 	}
 	if len(values) == 0 {
-		if v.Note == "" {
-			v.Note = "not measured"
-		}
+		v.Note = cmp.Or(v.Note, notMeasured)
 		return v
 	}
 	v.Reached, v.Lowest, v.Highest = middle(values), slices.Min(values), slices.Max(values)

@@ -16,7 +16,9 @@ import (
 )
 
 // A Sample is what one run measured. Figures per task are those of the window, but for the
-// transactions, which are those of the whole run. Without tasks they are 0.
+// transactions, which are those of the whole run. Without tasks they are 0. Contestants that measure
+// themselves, those of wakeup, scaleup and mixed, count no transactions and no preparations; wakeup reads
+// nothing but its own figures and Others.
 type Sample struct {
 	Tasks        float64 `json:"tasks_per_s"`
 	P50          float64 `json:"p50_ms"`
@@ -50,6 +52,8 @@ const leastTasks = 10
 // A trial is one run of a contestant: the counters, and the way to its database.
 type trial struct {
 	workload.Meter
+	database string
+	path     path
 	// url leads to the database by the contestant's path, and direct past any pooler.
 	url, direct string
 	contestant  contestant
@@ -60,6 +64,24 @@ type trial struct {
 	pools     []*pgxpool.Pool
 	processes []int
 	more      map[string]float64
+}
+
+// trial makes one on a new database. It ends, and the database too, with end, which adds what fails then to
+// an error. The stage has one connection for that: one goroutine may begin and end trials at a time.
+func (s *stage) trial(ctx context.Context, pace pace, c contestant) (t *trial, end func(error) error, err error) {
+	database, drop, err := s.database(ctx, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	way := s.path(c.path)
+	t = &trial{
+		database: database, path: way, url: way.url(database), direct: s.server.URL(database),
+		contestant: c, pace: pace, complete: make(chan struct{}),
+	}
+	return t, func(err error) error {
+		t.close()
+		return errors.Join(err, drop(context.WithoutCancel(ctx)))
+	}, nil
 }
 
 // open makes a pool of so many connections by the contestant's path, which counts what it sends. It is
@@ -110,32 +132,29 @@ func (t *trial) close() {
 
 // measure runs a contestant once, on a database of its own.
 func (s *stage) measure(ctx context.Context, pace pace, c contestant) (sample Sample, err error) {
-	database, drop, err := s.database(ctx, c)
+	t, drop, err := s.trial(ctx, pace, c)
 	if err != nil {
 		return Sample{}, err
 	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	before, err := s.disconnect(ctx, database)
+	defer func() { err = drop(err) }()
+	before, err := s.disconnect(ctx, t.database)
 	if err != nil {
 		return Sample{}, err
 	}
 	end := func(context.Context) error { return nil }
 	if c.begin != nil {
-		if end, err = s.begin(ctx, c, database); err != nil {
+		if end, err = s.begin(ctx, c, t.database); err != nil {
 			return Sample{}, err
 		}
 	}
 	defer func() { err = errors.Join(err, end(context.WithoutCancel(ctx))) }()
-	path := s.path(c.path)
-	t := &trial{url: path.url(database), direct: s.server.URL(database), contestant: c, pace: pace, complete: make(chan struct{})}
-	defer t.close()
 	var exhausted <-chan struct{}
-	if c.fill != nil {
+	if c.fill.do != nil {
 		exhausted = t.Mark(c.backlog)
 	}
 	var from *reading
 	if exhausted != nil && pace.quick { // a reading alone can take longer than the whole backlog
-		first, err := s.read(ctx, database, path, t)
+		first, err := s.read(ctx, t)
 		if err != nil {
 			return Sample{}, err
 		}
@@ -149,8 +168,8 @@ func (s *stage) measure(ctx context.Context, pace pace, c contestant) (sample Sa
 		defer close(ended)
 		driveErr = c.drive(driving, t)
 	}()
-	sample, err = s.window(ctx, database, path, t, from, exhausted, ended)
-	if err == nil && c.fill != nil && pace.quick {
+	sample, err = s.window(ctx, t, from, exhausted, ended)
+	if err == nil && c.fill.do != nil && pace.quick {
 		err = await(ctx, 0, exhausted, nil, ended) // to see that nothing is lost
 	}
 	stop()
@@ -159,7 +178,7 @@ func (s *stage) measure(ctx context.Context, pace pace, c contestant) (sample Sa
 		return Sample{}, err
 	}
 	t.close()
-	if err := s.verify(ctx, database, t); err != nil {
+	if err := s.verify(ctx, t); err != nil {
 		return Sample{}, err
 	}
 	err = end(ctx)
@@ -167,7 +186,7 @@ func (s *stage) measure(ctx context.Context, pace pace, c contestant) (sample Sa
 	if err != nil {
 		return Sample{}, err
 	}
-	after, err := s.disconnect(ctx, database)
+	after, err := s.disconnect(ctx, t.database)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -196,11 +215,11 @@ func (s *stage) begin(ctx context.Context, c contestant, database string) (func(
 }
 
 // verify sees whether everything that was done is recorded, once.
-func (s *stage) verify(ctx context.Context, database string, t *trial) error {
+func (s *stage) verify(ctx context.Context, t *trial) error {
 	if t.contestant.recorded == "" {
 		return nil
 	}
-	conn, err := pgx.Connect(ctx, s.server.URL(database))
+	conn, err := pgx.Connect(ctx, t.direct)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -216,7 +235,7 @@ func (s *stage) verify(ctx context.Context, database string, t *trial) error {
 }
 
 // window waits for the warm-up to pass, unless from was read before, and measures the time after it.
-func (s *stage) window(ctx context.Context, database string, path path, t *trial, from *reading, exhausted, ended <-chan struct{}) (Sample, error) {
+func (s *stage) window(ctx context.Context, t *trial, from *reading, exhausted, ended <-chan struct{}) (Sample, error) {
 	c := t.contestant
 	warmUp, window := c.span(t.pace)
 	least, first := leastTasks, t.Mark(1)
@@ -237,7 +256,7 @@ func (s *stage) window(ctx context.Context, database string, path path, t *trial
 		if err := await(ctx, warmUp, first, enough, ended); err != nil {
 			return Sample{}, err
 		}
-		now, err := s.read(ctx, database, path, t)
+		now, err := s.read(ctx, t)
 		if err != nil {
 			return Sample{}, err
 		}
@@ -246,7 +265,7 @@ func (s *stage) window(ctx context.Context, database string, path path, t *trial
 	if err := await(ctx, window, t.Mark(from.Tasks+least), last, ended); err != nil {
 		return Sample{}, err
 	}
-	to, err := s.read(ctx, database, path, t)
+	to, err := s.read(ctx, t)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -288,18 +307,18 @@ type reading struct {
 }
 
 // read takes a reading.
-func (s *stage) read(ctx context.Context, database string, path path, t *trial) (reading, error) {
+func (s *stage) read(ctx context.Context, t *trial) (reading, error) {
 	var now reading
 	err := s.admin.QueryRow(ctx, `SELECT (pg_current_wal_lsn() - '0/0')::bigint,
 		(SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend')::int`,
-		database).Scan(&now.wal, &now.conns)
+		t.database).Scan(&now.wal, &now.conns)
 	if err != nil {
 		return now, fmt.Errorf("read the server's state: %w", err)
 	}
 	if now.database, err = familyTime(s.server.PID()); err != nil {
 		return now, err
 	}
-	if now.pooler, err = processTime(path.pid); err != nil {
+	if now.pooler, err = processTime(t.path.pid); err != nil {
 		return now, err
 	}
 	t.mu.Lock()

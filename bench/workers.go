@@ -22,10 +22,10 @@ func manyWorkers(pace pace) []contest {
 	}
 	c := contest{name: fmt.Sprintf("empty tasks, %d and %d workers", few, many), latency: "statement", reference: ofWorkers(riverTuned.name, few)}
 	for _, workers := range []int{few, many} {
-		all := []contestant{{name: pith, fill: pithBacklog(nil), drive: pithFleet(workers), recorded: pithCompleted}}
+		all := []contestant{{name: pith, fill: emptyTasks, drive: pithFleet(workers), recorded: pithCompleted}}
 		for _, w := range []riverWay{riverTuned, riverDefaults} {
 			one := w.contestant()
-			one.fill, one.drive = riverBacklog, w.works(workers, 1, workerConns, riverCounts)
+			one.fill, one.drive = emptyJobs, w.works(workers, 1, workerConns, riverCounts)
 			all = append(all, one)
 		}
 		for _, one := range all {

@@ -15,9 +15,13 @@ const WorkloadPurge = `-- name: WorkloadPurge :one
 WITH page AS (
     SELECT t.id, t.kind, t.finished_at FROM task t
     WHERE t.id > $1::uuid ORDER BY t.id LIMIT $2::int
+), final AS MATERIALIZED (
+    SELECT t.id FROM task t WHERE t.id = ANY (ARRAY(
+        SELECT p.id FROM page p JOIN task_kind k ON k.id = p.kind WHERE p.finished_at IS NOT NULL AND k.name = $3::text
+    ))
+    ORDER BY t.id FOR UPDATE
 ), gone AS (
-    DELETE FROM task t USING page p JOIN task_kind k ON k.id = p.kind
-    WHERE t.id = p.id AND p.finished_at IS NOT NULL AND k.name = ANY ($3::text[])
+    DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT f.id FROM final f))
     RETURNING 1
 )
 SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last
@@ -26,7 +30,7 @@ SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORD
 type WorkloadPurgeParams struct {
 	After pgtype.UUID
 	Most  int32
-	Names []string
+	Name  string
 }
 
 type WorkloadPurgeRow struct {
@@ -34,11 +38,11 @@ type WorkloadPurgeRow struct {
 	Last    pgtype.UUID
 }
 
-// Looks at the next tasks by age, up to most of them, and deletes those of these types that are final.
-// Answers where to go on: the last id it looked at, null at the end. The tasks are nobody's children and
-// report nothing.
+// Looks at the next tasks by age, up to most of them, and deletes those of a type that are final. Answers
+// where to go on: the last id it looked at, null at the end. The tasks are nobody's children and report
+// nothing. Locks what it deletes in the order of ids, as TaskPurge does, which may be deleting the same.
 func (q *Queries) WorkloadPurge(ctx context.Context, db DBTX, arg WorkloadPurgeParams) (WorkloadPurgeRow, error) {
-	row := db.QueryRow(ctx, WorkloadPurge, arg.After, arg.Most, arg.Names)
+	row := db.QueryRow(ctx, WorkloadPurge, arg.After, arg.Most, arg.Name)
 	var i WorkloadPurgeRow
 	err := row.Scan(&i.Deleted, &i.Last)
 	return i, err
@@ -46,19 +50,19 @@ func (q *Queries) WorkloadPurge(ctx context.Context, db DBTX, arg WorkloadPurgeP
 
 const WorkloadUnfinished = `-- name: WorkloadUnfinished :many
 SELECT t.id FROM task t JOIN task_kind k ON k.id = t.kind
-WHERE k.name = ANY ($1::text[]) AND t.finished_at IS NULL AND t.id > $2::uuid
+WHERE k.name = $1::text AND t.finished_at IS NULL AND t.id > $2::uuid
 ORDER BY t.id LIMIT $3::int
 `
 
 type WorkloadUnfinishedParams struct {
-	Names []string
+	Name  string
 	After pgtype.UUID
 	Most  int32
 }
 
 // The next tasks of a type, by id, that wait or run: what a workload has left behind.
 func (q *Queries) WorkloadUnfinished(ctx context.Context, db DBTX, arg WorkloadUnfinishedParams) ([]pgtype.UUID, error) {
-	rows, err := db.Query(ctx, WorkloadUnfinished, arg.Names, arg.After, arg.Most)
+	rows, err := db.Query(ctx, WorkloadUnfinished, arg.Name, arg.After, arg.Most)
 	if err != nil {
 		return nil, err
 	}

@@ -2,9 +2,7 @@ package tasking_test
 
 import (
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/pool"
@@ -12,8 +10,7 @@ import (
 )
 
 // BenchmarkDispatch dispatches tasks, by 16 goroutines one at a time, and by one goroutine a thousand
-// in a statement. Besides the time it reports the CPU time of this process alone, without the pooler's
-// and the database's: client-ns/op.
+// in a statement.
 func BenchmarkDispatch(b *testing.B) {
 	request := tasking.Request{Name: "test.empty", Args: map[string]int{"chunk": 1}}
 	b.Run("single", func(b *testing.B) {
@@ -69,14 +66,7 @@ func measure(b *testing.B, run func(*tasking.Client) error) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	before := cpuTime(b)
-	if err := run(c); err != nil {
-		b.Fatal(err)
-	}
-	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "client-ns/op")
-	b.StopTimer()
+	dbtest.Measure(b, func() error { return run(c) })
 	var n int
 	if err := d.Direct.QueryRow(b.Context(), "SELECT count(*) FROM task").Scan(&n); err != nil {
 		b.Fatal(err)
@@ -84,14 +74,4 @@ func measure(b *testing.B, run func(*tasking.Client) error) {
 	if n != b.N {
 		b.Errorf("%d of %d tasks are there", n, b.N)
 	}
-}
-
-// cpuTime is the CPU time that this process has used.
-func cpuTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -4,17 +4,14 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/pool"
 	"github.com/pithworks/pith/tasking"
 )
 
-// BenchmarkWorker runs empty tasks that wait already. Besides the time it reports the CPU time of this
-// process alone, without the pooler's and the database's: client-ns/op.
+// BenchmarkWorker runs empty tasks that wait already.
 func BenchmarkWorker(b *testing.B) {
 	for _, slots := range []int{1, 200, 2000} {
 		b.Run(fmt.Sprintf("slots=%d", slots), func(b *testing.B) {
@@ -53,27 +50,10 @@ func BenchmarkWorker(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			b.ReportAllocs()
-			b.ResetTimer()
-			before := cpuTime(b)
-			if err := w.Run(b.Context()); err != nil {
-				b.Fatal(err)
-			}
-			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "client-ns/op")
-			b.StopTimer()
+			dbtest.Measure(b, func() error { return w.Run(b.Context()) })
 			if n := ran.Load(); n != int64(b.N) {
 				b.Errorf("%d of %d tasks have run", n, b.N)
 			}
 		})
 	}
-}
-
-// cpuTime is the CPU time that this process has used.
-func cpuTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -94,7 +94,7 @@ func (h *housekeeper) sweep(ctx context.Context) error {
 		return err
 	}
 	for _, app := range gone {
-		h.log.Warn("process has gone missing", "missing", app.Name, "app", app.ID, "app_type", app.Type, "last_heartbeat", app.LastHeartbeat)
+		h.log.Warn(MessageSwept, "missing", app.Name, "app", app.ID, "app_type", app.Type, "last_heartbeat", app.LastHeartbeat)
 	}
 	missing, err := tasking.EncodeError(&tasking.Error{Reason: tasking.ReasonMissing})
 	if err != nil {

@@ -108,6 +108,13 @@ func (w *Worker) Abort() {
 // their tasks.
 var ErrStillRunning = errors.New("aborted tasks are still running: end the process")
 
+// Messages of the log that tell of a worker that was declared missing: who sweeps says MessageSwept, who was
+// swept, or fears it, says MessageLost.
+const (
+	MessageSwept = "process has gone missing"
+	MessageLost  = "worker was declared missing, starting over"
+)
+
 // Run works until ctx ends, Drain or Abort is called, or, with Burst, nothing is left to do. When ctx
 // ends, it claims no more; after Config.Grace it aborts what still runs. The results are recorded in
 // any case. A worker that was declared missing goes on under a new identity.
@@ -119,7 +126,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		switch err := w.session(ctx, app); {
 		case errors.Is(err, appstatus.ErrLost):
-			w.cfg.Log.Warn("worker was declared missing, starting over", "worker", app.Name(), "app", app.ID())
+			w.cfg.Log.Warn(MessageLost, "worker", app.Name(), "app", app.ID())
 		default:
 			return err
 		}

@@ -3,6 +3,8 @@ package simulate
 import (
 	"slices"
 	"time"
+
+	"github.com/pithworks/pith/internal/workload"
 )
 
 // All are the kinds of statements that a fleet sends unasked; turns are the work itself.
@@ -50,5 +52,5 @@ func (r Result) Waited(p int, from, to time.Duration) (wait time.Duration, tasks
 		return 0, 0
 	}
 	slices.Sort(waits)
-	return waits[max((len(waits)*p+99)/100-1, 0)], len(waits)
+	return workload.Percentile(waits, p), len(waits)
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/schollz/progressbar/v3"
 
@@ -17,10 +19,17 @@ import (
 
 type benchCmd struct {
 	Scenario    string        `arg:"" enum:"noop,dispatch,chain,resources,pickup" help:"What to measure: ${enum}."`
-	Tasks       int           `default:"20000" help:"Tasks that wait to be run; where there is no backlog, the most that are dispatched."`
-	Duration    time.Duration `default:"10s" help:"How long to measure at most."`
-	Slots       int           `default:"0" help:"Slots of the worker; for dispatch, goroutines that dispatch. 0: 200 slots, 16 goroutines."`
-	Connections int32         `default:"4" help:"Connections to the database, or the pooler."`
+	Tasks       int           `default:"${benchTasks}" help:"Tasks that wait to be run; where there is no backlog, the most that are dispatched."`
+	Duration    time.Duration `default:"${benchDuration}" help:"How long to measure at most."`
+	Slots       int           `default:"0" help:"Slots of the worker; for dispatch, goroutines that dispatch. 0: ${benchSlots} slots, ${benchGoroutines} goroutines."`
+	Connections int32         `default:"${connections}" help:"Connections to the database, or the pooler."`
+}
+
+// benchVars are what its tags name.
+var benchVars = kong.Vars{
+	"benchTasks": strconv.Itoa(workload.DefaultTasks), "benchDuration": workload.DefaultDuration.String(),
+	"benchSlots": strconv.Itoa(workload.DefaultSlots), "benchGoroutines": strconv.Itoa(workload.DefaultGoroutines),
+	"connections": strconv.Itoa(maxConns),
 }
 
 // Help is what the command's own --help says besides the flags.
@@ -31,6 +40,8 @@ func (benchCmd) Help() string {
 	}
 	fmt.Fprintf(&b, "The load is real, beside whatever else uses the database. Its tasks are of the type %s, which no other worker runs. "+
 		"They are deleted at the end, those that wait too, also after an interrupt; a run that was killed leaves them to the next one. "+
+		"Let there be one at a time: it is refused while another one's worker is online, but one that only dispatches, or has yet to fill its backlog, "+
+		"is not seen, and loses its tasks. "+
 		"What stays is one row of task_kind, and dead rows until the next vacuum.", workload.TaskName)
 	return b.String()
 }
@@ -66,6 +77,9 @@ func (c benchCmd) Run(ctx context.Context, s *session) error {
 	shown.end()
 	switch {
 	case err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled):
+		if left, ok := errors.AsType[*workload.CleanError](err); ok {
+			return fmt.Errorf("interrupted; %d tasks were deleted; %w", result.Deleted, left)
+		}
 		return fmt.Errorf("interrupted; %d tasks were deleted", result.Deleted)
 	case err != nil:
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"strings"
 	"testing"
 
@@ -53,7 +54,7 @@ func TestBenchRemovesWhatAKilledOneHasLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := workload.Fill(t.Context(), c, 30, workload.OneResource); err != nil {
+	if err := workload.Fill(t.Context(), c, 30, workload.OneResource, nil); err != nil {
 		t.Fatal(err)
 	}
 	if r := mustJSON[workload.Result](t, db.URL, "bench", "dispatch", "--tasks", "10"); r.Tasks != 10 || r.Deleted != 10 {
@@ -93,6 +94,25 @@ func TestBenchCleansUpAfterAnInterrupt(t *testing.T) {
 		if got := tasksOf(t, db); len(got) != 0 {
 			t.Errorf("at %s: there are still %v", at, got)
 		}
+	}
+}
+
+func TestBenchTellsOfWhatItHasLeftAfterAnInterrupt(t *testing.T) {
+	t.Parallel()
+	db := dbtest.New(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	rename := func(from, to string) {
+		if _, err := db.Direct.Exec(t.Context(), "ALTER TABLE "+from+" RENAME TO "+to); err != nil {
+			t.Error(err)
+		}
+	}
+	interrupt := &interruptingWriter{at: "dispatching", interrupt: cancel}
+	breaks := &interruptingWriter{at: "cleaning up", interrupt: func() { rename("task_kind", "kinds") }}
+	var out bytes.Buffer
+	code := run(ctx, []string{"bench", "chain", "--tasks", "5000", "--duration", "1h"}, strings.NewReader(""), &out, io.MultiWriter(interrupt, breaks), environ(db.URL))
+	rename("kinds", "task_kind")
+	if code != exitFailure || !strings.Contains(interrupt.String(), "pith: interrupted; 0 tasks were deleted; clean up: ") {
+		t.Errorf("status %d, %q", code, interrupt.String())
 	}
 }
 

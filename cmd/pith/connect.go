@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/internal/doctor"
 	"github.com/pithworks/pith/internal/migrate"
 	"github.com/pithworks/pith/pool"
 	"github.com/pithworks/pith/tasking"
@@ -21,9 +22,8 @@ import (
 // reachTimeout is how long the database may take to answer for the first time.
 const reachTimeout = 10 * time.Second
 
-// maxConns bounds the pool of a process where the URL does not. A worker uses one connection for
-// turns, one for housekeeping, and the others for its tasks' progress and dispatches.
-const maxConns = 4
+// maxConns bounds the pool of a process where the URL does not.
+const maxConns = doctor.PoolConns
 
 // open makes a pool and sees whether the database answers.
 func (s *session) open(ctx context.Context) (*pgxpool.Pool, error) {

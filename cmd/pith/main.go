@@ -112,6 +112,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	s := &session{cli: &c, in: in, out: out, err: errOut, environ: environ}
 	parser, err := kong.New(&c,
 		kong.Name("pith"),
+		benchVars,
 		kong.Description("Pulp's server side on PostgreSQL alone. Start with `pith demo` or `pith dev`."),
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),

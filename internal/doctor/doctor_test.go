@@ -86,6 +86,19 @@ func execute(t *testing.T, d *dbtest.DB, sql string) {
 	}
 }
 
+// lock locks a table until the test ends.
+func lock(t *testing.T, d *dbtest.DB, table string) {
+	t.Helper()
+	tx, err := d.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
+	if _, err := tx.Exec(t.Context(), "LOCK TABLE "+table); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // newRole makes a role that may log in, and no more.
 func newRole(t *testing.T, d *dbtest.DB) string {
 	t.Helper()
@@ -224,14 +237,7 @@ func TestFailingCheckIsAFindingAndNotTheEnd(t *testing.T) {
 	t.Run("locked", func(t *testing.T) {
 		t.Parallel()
 		d := dbtest.New(t)
-		tx, err := d.Direct.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-		if _, err := tx.Exec(t.Context(), "LOCK TABLE task_kind"); err != nil {
-			t.Fatal(err)
-		}
+		lock(t, d, "task_kind")
 		r := examine(t, d.Pool, func(d *Doctor) { d.cfg.Timeout = 4 * time.Second })
 		wantFinding(t, only(t, r, "unrunnable"), Warning, "could not be looked at within 4s", "pg_locks")
 		wantFinding(t, only(t, r, "missing"), OK, "", "")

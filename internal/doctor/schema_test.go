@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -311,14 +310,7 @@ func TestSchemaWhoseVersionCannotBeReadIsAnError(t *testing.T) {
 	t.Run("locked", func(t *testing.T) {
 		t.Parallel()
 		d := dbtest.New(t)
-		tx, err := d.Direct.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
-		if _, err := tx.Exec(t.Context(), "LOCK TABLE goose_db_version"); err != nil {
-			t.Fatal(err)
-		}
+		lock(t, d, "goose_db_version")
 		r := examine(t, d.Pool, func(d *Doctor) { d.cfg.Timeout = 4 * time.Second })
 		wantFinding(t, only(t, r, "schema"), Error, "could not be looked at within 4s", "pg_locks")
 		wantFinding(t, only(t, r, "drift"), Note, "was not looked at: see schema", "")

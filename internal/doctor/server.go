@@ -236,8 +236,12 @@ func (x *examination) lookAtCapacity(ctx context.Context, f *findings) error {
 	return nil
 }
 
-// perProcess is how many client connections a worker may open: one for its beats, and a pool of four.
-const perProcess = 5
+// PoolConns is the size of a process's pool, where its URL names none. A worker uses one connection for
+// turns, one for housekeeping, and the others for its tasks' progress and dispatches.
+const PoolConns = 4
+
+// perProcess is how many client connections a worker may open: its pool's, and one for its beats.
+const perProcess = PoolConns + 1
 
 // duration reads a setting in milliseconds; 0 means that there is no limit.
 func (x *examination) duration(name string) time.Duration {

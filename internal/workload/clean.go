@@ -62,7 +62,7 @@ func cancel(ctx context.Context, p *pgxpool.Pool, from uuid.UUID) (held int, err
 	after := pgtype.UUID{Bytes: from, Valid: true}
 	for {
 		ids, err := send(ctx, "list tasks", func(ctx context.Context) ([]pgtype.UUID, error) {
-			return db.New().WorkloadUnfinished(ctx, p, db.WorkloadUnfinishedParams{Names: []string{TaskName}, After: after, Most: cancelPage})
+			return db.New().WorkloadUnfinished(ctx, p, db.WorkloadUnfinishedParams{Name: TaskName, After: after, Most: cancelPage})
 		})
 		if err != nil || len(ids) == 0 {
 			return held, err
@@ -87,7 +87,7 @@ func purge(ctx context.Context, p *pgxpool.Pool, from uuid.UUID) (deleted int, e
 	after := pgtype.UUID{Bytes: from, Valid: true}
 	for {
 		page, err := send(ctx, "delete tasks", func(ctx context.Context) (db.WorkloadPurgeRow, error) {
-			return db.New().WorkloadPurge(ctx, p, db.WorkloadPurgeParams{Names: []string{TaskName}, After: after, Most: purgePage})
+			return db.New().WorkloadPurge(ctx, p, db.WorkloadPurgeParams{Name: TaskName, After: after, Most: purgePage})
 		})
 		if err != nil {
 			return deleted, err

@@ -110,13 +110,13 @@ func (m *Meter) Latencies(from, to Counts) []time.Duration {
 	return took
 }
 
-// Percentile is the smallest of the sorted values that p percent of them do not exceed; 0 if there are
-// none.
+// Percentile is the smallest of the sorted values that p percent of them do not exceed (0: the least); 0 if
+// there are none.
 func Percentile(sorted []time.Duration, p int) time.Duration {
 	if len(sorted) == 0 {
 		return 0
 	}
-	return sorted[(len(sorted)*p+99)/100-1]
+	return sorted[max((len(sorted)*p+99)/100-1, 0)]
 }
 
 // Tracer counts the statements of the connections that it is given to. If timed, the time of each

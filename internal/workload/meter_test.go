@@ -78,6 +78,7 @@ func TestPercentileIsOneOfTheValues(t *testing.T) {
 		p    int
 		want time.Duration
 	}{
+		{hundred, 0, 1},
 		{hundred, 50, 50},
 		{hundred, 95, 95},
 		{hundred, 99, 99},

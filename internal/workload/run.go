@@ -59,31 +59,40 @@ var Scenarios = []Scenario{
 		},
 	},
 	{
-		Name: "pickup", What: "A task is dispatched every 50 ms, for one worker in another connection.", Latency: "from dispatch to start",
+		Name: "pickup", What: fmt.Sprintf("A task is dispatched every %s, for one worker in another connection.", PickupEvery), Latency: "from dispatch to start",
 		drive: pickup,
 	},
 }
 
+// Defaults of Config.
+const (
+	DefaultTasks      = 20_000
+	DefaultDuration   = 10 * time.Second
+	DefaultSlots      = 200
+	DefaultGoroutines = 16
+)
+
 // Config says how much Run does. The zero value stands for the defaults.
 type Config struct {
-	// Tasks of the backlog; without one, the most that are dispatched. Default: 20,000.
+	// Tasks of the backlog; without one, the most that are dispatched. Default: DefaultTasks.
 	Tasks int
-	// Duration is how long is measured at most; a backlog may end before. Default: 10 s.
+	// Duration is how long is measured at most; a backlog may end before. Default: DefaultDuration.
 	Duration time.Duration
-	// Slots of the worker, or goroutines that dispatch. Default: 200 slots, 16 goroutines.
+	// Slots of the worker, or goroutines that dispatch. Default: DefaultSlots, DefaultGoroutines.
 	Slots int
 	// Progress is called now and then with what is being done, and how far it is: done of total, or total
 	// 0. Default: none.
 	Progress func(what string, done, total int)
 }
 
-// pickupEvery is the time between two tasks of the scenario pickup.
-const pickupEvery = 50 * time.Millisecond
+// PickupEvery is the time from one task to the next where pick-ups are measured.
+const PickupEvery = 50 * time.Millisecond
 
 // A Result is what came of a Run.
 type Result struct {
 	Scenario string `json:"scenario"`
-	// Tasks were done in so many seconds: from the first to the last.
+	// Tasks were done in so many seconds: from the first to the last; from the start of the run, if the
+	// last one was seen as soon as the first.
 	Tasks   int     `json:"tasks"`
 	Seconds float64 `json:"seconds"`
 	Rate    float64 `json:"tasks_per_s"`
@@ -109,13 +118,22 @@ func Find(name string) (Scenario, error) {
 	return Scenario{}, fmt.Errorf("unknown scenario %q: there are %s", name, strings.Join(names, ", "))
 }
 
-// ErrBusy means that somebody else runs tasks of this package on the database.
+// ErrBusy means that a worker is online that runs tasks of this package. Nobody sees a Run that has no
+// worker: one that is still filling its backlog, or that only dispatches.
 var ErrBusy = errors.New("another benchmark is running on this database")
+
+// A CleanError is why tasks are left after a Run.
+type CleanError struct{ Err error }
+
+func (e *CleanError) Error() string { return "clean up: " + e.Err.Error() }
+func (e *CleanError) Unwrap() error { return e.Err }
 
 // Run puts a scenario on a database with Pith's schema, beside whatever else runs there, and measures
 // until the duration has passed, the backlog is worked off, or ctx ends. Then it removes its tasks, also
-// after a failure; only a row of task_kind stays, and those of an earlier run that was killed are removed
-// first. The pool's connections must have m's Tracer, timed where the scenario says so.
+// after a failure; only a row of task_kind stays. A failure to do so is a *CleanError, maybe joined with
+// others. Those of an earlier run that was killed are removed first, and so are those of another Run at the
+// same time, but for ErrBusy: let there be one. The pool's connections must have m's Tracer, timed where
+// the scenario says so.
 func (s Scenario) Run(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Config) (_ Result, err error) {
 	cfg = cfg.orDefaults()
 	busy, err := others(ctx, p)
@@ -136,11 +154,10 @@ func (s Scenario) Run(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Config
 	out, err := s.measure(ctx, p, m, cfg)
 	cfg.Progress("cleaning up", 0, 0)
 	var cleaning error
-	out.Deleted, cleaning = Clean(context.WithoutCancel(ctx), p, first)
-	if cleaning != nil {
-		cleaning = fmt.Errorf("clean up: %w", cleaning)
+	if out.Deleted, cleaning = Clean(context.WithoutCancel(ctx), p, first); cleaning != nil {
+		err = errors.Join(err, &CleanError{cleaning})
 	}
-	return out, errors.Join(err, cleaning)
+	return out, err
 }
 
 // Timed reports whether the latencies are of the statements, which the pool's tracer is to time.
@@ -148,10 +165,10 @@ func (s Scenario) Timed() bool { return s.timed }
 
 func (cfg Config) orDefaults() Config {
 	if cfg.Tasks == 0 {
-		cfg.Tasks = 20_000
+		cfg.Tasks = DefaultTasks
 	}
 	if cfg.Duration == 0 {
-		cfg.Duration = 10 * time.Second
+		cfg.Duration = DefaultDuration
 	}
 	if cfg.Progress == nil {
 		cfg.Progress = func(string, int, int) {}
@@ -191,6 +208,7 @@ func (s Scenario) measure(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Co
 			began, start = time.Now(), nil
 		case <-end:
 			last, end = time.Now(), nil
+			start = nil // it may be ready as well, and would put the beginning after the end
 			stop()
 		case <-ticks.C:
 			cfg.Progress("measuring", m.Counts().Tasks-before.Tasks, cfg.Tasks)
@@ -232,13 +250,7 @@ func (s Scenario) fill(ctx context.Context, p *pgxpool.Pool, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	for from := 0; from < cfg.Tasks; from += Batch {
-		cfg.Progress("dispatching", from, cfg.Tasks)
-		if _, err := c.DispatchMany(ctx, Requests(from, min(cfg.Tasks-from, Batch), s.backlog)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return Fill(ctx, c, cfg.Tasks, s.backlog, func(done int) { cfg.Progress("dispatching", done, cfg.Tasks) })
 }
 
 // workOn runs a worker whose tasks call fn. The fleet that is there keeps house.
@@ -247,7 +259,7 @@ func workOn(ctx context.Context, p *pgxpool.Pool, fn func(context.Context, *task
 	if err != nil {
 		return err
 	}
-	return Work(ctx, c, worker.Config{Concurrency: cfg.orSlots(200), Auxiliary: true, NameTemplate: "bench {pid}@{hostname}"})
+	return Work(ctx, c, worker.Config{Concurrency: cfg.orSlots(DefaultSlots), Auxiliary: true, NameTemplate: "bench {pid}@{hostname}"})
 }
 
 // dispatch dispatches one task at a time from some goroutines. A dispatch that is under way when ctx ends
@@ -257,7 +269,7 @@ func dispatch(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Config) error 
 	if err != nil {
 		return err
 	}
-	goroutines := cfg.orSlots(16)
+	goroutines := cfg.orSlots(DefaultGoroutines)
 	all, ctx := errgroup.WithContext(ctx)
 	for g := range goroutines {
 		all.Go(func() error {
@@ -275,7 +287,7 @@ func dispatch(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Config) error 
 	return all.Wait()
 }
 
-// pickup dispatches a task every pickupEvery, and has a worker run them that is not told.
+// pickup dispatches a task every PickupEvery, and has a worker run them that is not told.
 func pickup(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Config) error {
 	var times Pickup
 	times.Meter = m
@@ -287,7 +299,7 @@ func pickup(ctx context.Context, p *pgxpool.Pool, m *Meter, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		ticks := time.NewTicker(pickupEvery)
+		ticks := time.NewTicker(PickupEvery)
 		defer ticks.Stop()
 		for i := range cfg.Tasks {
 			select {

@@ -69,9 +69,13 @@ func Requests(from, n int, options func(i int) tasking.Options) []tasking.Reques
 	return requests
 }
 
-// Fill dispatches n tasks, Batch to a statement.
-func Fill(ctx context.Context, c *tasking.Client, n int, options func(i int) tasking.Options) error {
+// Fill dispatches n tasks, Batch to a statement. Before each one it calls tell, unless that is nil, with how
+// many were dispatched.
+func Fill(ctx context.Context, c *tasking.Client, n int, options func(i int) tasking.Options, tell func(done int)) error {
 	for from := 0; from < n; from += Batch {
+		if tell != nil {
+			tell(from)
+		}
 		if _, err := c.DispatchMany(ctx, Requests(from, min(n-from, Batch), options)); err != nil {
 			return err
 		}
