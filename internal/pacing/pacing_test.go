@@ -240,11 +240,11 @@ func TestBeatsComeThreeTimesPerTTLAndApart(t *testing.T) {
 			b.Failed()
 			within("after failures", b, 12*time.Millisecond, 5*time.Second)
 		}
-		if !b.Crowded() {
+		if !b.Failing() {
 			t.Error("the beat after an outage is not one of many")
 		}
 		b.Arrived()
-		if b.Crowded() {
+		if b.Failing() {
 			t.Error("the next one is, too")
 		}
 		within("after an outage", b, time.Second, 10*time.Second)
