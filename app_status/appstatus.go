@@ -111,12 +111,8 @@ func New(db *pgxpool.Pool, cfg Config) (*App, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make app id: %w", err)
 	}
-	name := expand(cfg.NameTemplate)
-	if name == "" {
-		return nil, fmt.Errorf("app name template %q makes no name", cfg.NameTemplate)
-	}
 	a := &App{
-		db: db, cfg: cfg, id: id, name: name, lost: make(chan struct{}),
+		db: db, cfg: cfg, id: id, name: expand(cfg.NameTemplate), lost: make(chan struct{}),
 		runnable: make(chan struct{}, 1), beats: pacing.NewBeats(cfg.TTL, nil),
 	}
 	a.online.Store(1)
@@ -128,7 +124,7 @@ func expand(template string) string {
 		template = "{pid}@{hostname}"
 	}
 	host, err := os.Hostname()
-	if err != nil {
+	if err != nil || host == "" || host[0] == '.' {
 		host = "localhost"
 	}
 	short, _, _ := strings.Cut(host, ".")
@@ -145,7 +141,7 @@ func (a *App) Name() string { return a.name }
 func (a *App) TTL() time.Duration { return a.cfg.TTL }
 
 // Online is how many processes of this type are online, this one included, as its last beat has told;
-// the count was then a second old at most, or as old as the counting itself takes.
+// the count was then a second old at most, or older by what a count takes that was under way.
 func (a *App) Online() int { return int(a.online.Load()) }
 
 // Housekeepers is how many of them keep house, by the same count.
@@ -308,7 +304,8 @@ func (a *App) lose() {
 }
 
 // Run beats three times per TTL, or every 10 s if that is oftener, the first time earlier, on a connection
-// of its own, until ctx ends (nil) or the App is lost (ErrLost). A beat that fails is sent again with jitter for as long as the lease lasts.
+// of its own, until ctx ends (nil) or the App is lost (ErrLost). A beat that fails is sent again with jitter
+// for as long as the lease lasts.
 func (a *App) Run(ctx context.Context) error {
 	// Work that fills the pool must not starve the beat.
 	own := a.take()
@@ -328,17 +325,15 @@ func (a *App) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	failures := 0
 	for {
 		if resend.Sleep(ctx, a.beats.Next(a.Online())) != nil {
 			return a.ended()
 		}
 		switch err := a.beat(ctx, own); {
 		case err == nil:
-			if failures > 0 {
+			if a.beats.Failing() {
 				a.cfg.Log.Info("beat works again", "app", a.name)
 			}
-			failures = 0
 			a.beats.Arrived()
 		case errors.Is(err, ErrLost):
 			a.lose()
@@ -346,10 +341,10 @@ func (a *App) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return a.ended()
 		default:
-			a.beats.Failed()
-			if failures++; failures == 1 {
+			if !a.beats.Failing() {
 				a.cfg.Log.Warn("beat failed", "app", a.name, "err", err)
 			}
+			a.beats.Failed()
 		}
 	}
 }
@@ -363,12 +358,9 @@ func (a *App) ended() error {
 	}
 }
 
-// beatTimeout bounds a beat where the TTL is long.
-const beatTimeout = 10 * time.Second
-
 // beat prolongs the lease, and takes in what it is told of the fleet.
 func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
-	ctx, cancel := context.WithTimeout(ctx, min(a.cfg.TTL/3, beatTimeout))
+	ctx, cancel := context.WithTimeout(ctx, pacing.BeatEvery(a.cfg.TTL))
 	defer cancel()
 	conn, err := own.Acquire(ctx)
 	if err != nil {
@@ -390,7 +382,7 @@ func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
 	a.online.Store(int64(told[0]))
 	a.housekeepers.Store(int64(told[1]))
 	a.prolong(sent)
-	if told[2] != 0 && !a.beats.Crowded() {
+	if told[2] != 0 && !a.beats.Failing() {
 		select {
 		case a.runnable <- struct{}{}:
 		default:

@@ -9,6 +9,10 @@ var fleetScenarios = []scenario{
 		what: "What would fleets of 1 to 100,000 workers do to a database?",
 	},
 	{
+		name: "check", custom: checks, servers: true,
+		what: "Is the simulator right about fleets that can be had here?",
+	},
+	{
 		name: "pickup", contests: pickups, columns: pickupColumns,
 		what: "How soon does an idle worker begin a task, however many there are?",
 	},

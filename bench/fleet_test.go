@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -130,6 +131,35 @@ func TestContestsBoundTheirRuns(t *testing.T) {
 	for _, tt := range []struct{ most, asked, want int }{{0, 5, 5}, {3, 5, 3}, {3, 1, 1}} {
 		if got := (contest{most: tt.most}).runs(tt.asked); got != tt.want {
 			t.Errorf("at most %d of %d: %d", tt.most, tt.asked, got)
+		}
+	}
+}
+
+func TestSimulatorIsComparedWithEveryFleet(t *testing.T) {
+	t.Parallel()
+	r := measured(t, testConfig(t, "-scenario", "check"))[0]
+	if strings.Contains(r.Text, "needs PgBouncer") {
+		t.Skip(r.Text)
+	}
+	var rows [][]string
+	for line := range strings.Lines(r.Text) {
+		if cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | "); len(cells) == 10 {
+			rows = append(rows, cells)
+		}
+	}
+	if len(rows) != 3 || rows[1][0] != "10" || rows[2][0] != "20" {
+		t.Fatalf("%d rows in\n%s", len(rows), r.Text)
+	}
+	for _, cells := range rows[1:] {
+		for i, cell := range cells[:7] { // beats are rare
+			if v, err := strconv.ParseFloat(cell, 64); err != nil || v <= 0 {
+				t.Errorf("%s workers: %q in column %d", cells[0], cell, i)
+			}
+		}
+	}
+	for _, v := range r.Versions {
+		if strings.HasPrefix(v, "River") {
+			t.Errorf("%s takes no part", v)
 		}
 	}
 }

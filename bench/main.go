@@ -243,8 +243,12 @@ func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []
 		r.Versions = append(r.Versions, b.stage.versions...)
 		r.Setup = fmt.Sprintf("PostgreSQL's defaults, fsync on, but for %s; poolers in transaction mode with %d server connections; everything on this one machine",
 			listed(cfg.settings), serverConns)
+		r.Versions = append(r.Versions, "pgx "+moduleVersion("github.com/jackc/pgx/v5"))
 	}
-	r.Versions = append(r.Versions, "pgx "+moduleVersion("github.com/jackc/pgx/v5"), "River "+moduleVersion("github.com/riverqueue/river"), runtime.Version())
+	if slices.ContainsFunc(contests, contest.withRiver) {
+		r.Versions = append(r.Versions, "River "+moduleVersion("github.com/riverqueue/river"))
+	}
+	r.Versions = append(r.Versions, runtime.Version())
 	if s.custom != nil {
 		r.Text, err = s.custom(ctx, b)
 		return r, err
@@ -257,6 +261,11 @@ func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []
 		r.Contests = append(r.Contests, held)
 	}
 	return r, nil
+}
+
+// withRiver reports whether River takes part.
+func (c contest) withRiver() bool {
+	return slices.ContainsFunc(c.contestants, func(one contestant) bool { return one.base == baseRiver })
 }
 
 // listed shows settings in the order of their names.

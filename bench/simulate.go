@@ -128,16 +128,24 @@ type event struct {
 func simulateEvents(ctx context.Context, b *bench, out *strings.Builder) ([]event, error) {
 	const seed = simulationSeed
 	minute, from := time.Minute, 10*time.Second
+	down := func(workers int, length time.Duration) event {
+		name := "a minute"
+		if length < minute {
+			name = fmt.Sprintf("%.0f s", length.Seconds())
+		}
+		return event{
+			name: fmt.Sprintf("outage of %s, %s workers", name, thousands(float64(workers))), workers: workers,
+			config: simulate.Down(seed, workers, length), from: from + length,
+		}
+	}
 	events := []event{
 		{name: "25 → 150 → 1000 workers in 7 s", workers: 1000, config: simulate.ScaleUp(seed, 0)},
 		{name: "the same, 2000 tasks of 5 s waiting", workers: 1000, config: simulate.ScaleUp(seed, 2000)},
 		{name: "0 → 1000 workers in 5 s", workers: 1000, config: simulate.ColdStart(seed, 1000)},
 		{name: "1000 killed, 1000 started", workers: 1000, config: simulate.Restart(seed, 1000), from: from},
 		{name: "900 of 1000 killed", workers: 100, config: simulate.ScaleDown(seed, 1000), from: from},
-		{name: "outage of 10 s, 1000 workers", workers: 1000, config: simulate.Down(seed, 1000, from), from: 2 * from},
-		{name: "outage of a minute, 1000 workers", workers: 1000, config: simulate.Down(seed, 1000, minute), from: from + minute},
-		{name: "outage of 10 s, 10,000 workers", workers: 10_000, config: simulate.Down(seed, 10_000, from), from: 2 * from},
-		{name: "outage of a minute, 10,000 workers", workers: 10_000, config: simulate.Down(seed, 10_000, minute), from: from + minute},
+		down(1000, 10*time.Second), down(1000, 15*time.Second), down(1000, 20*time.Second), down(1000, 27*time.Second), down(1000, minute),
+		down(10_000, 10*time.Second), down(10_000, minute),
 		{name: "100 tasks for 100 idle workers", workers: 100, config: simulate.Burst(seed, 100, 3*minute)},
 		{name: "1000 tasks for 1000 idle workers", workers: 1000, config: simulate.Burst(seed, 1000, 3*minute)},
 		{name: "10,000 tasks for 10,000 idle workers", workers: 10_000, config: simulate.Burst(seed, 10_000, 3*minute)},
@@ -169,8 +177,10 @@ func simulateEvents(ctx context.Context, b *bench, out *strings.Builder) ([]even
 			wait(50), wait(99), wait(100), fmt.Sprint(e.result.Lost))
 		fmt.Fprintf(b.progress, "simulated: %s\n", e.name)
 	}
-	fmt.Fprintf(out, "\nThe rates of an outage are those from its end on; the waits are of all tasks, also those that came before. Unless the line says "+
-		"otherwise, there is a task every 50 ms. A burst's tasks take a minute each. A lease is %s.\n", 30*time.Second)
+	fmt.Fprintf(out, "\nThere is a task every 50 ms, but for the bursts, whose tasks come all at once and take a minute each, and with long tasks, where "+
+		"one per second comes for the others. The rates of an outage are those from its end on, those of a kill from the kill on, those with "+
+		"long tasks from when the others' tasks come. The waits are of all tasks, also those that came before, but not of the long ones. "+
+		"A lease is %s.\n", simulate.TTL)
 	return events, nil
 }
 
@@ -210,7 +220,7 @@ func drawSimulations(dir string, rows []simulated, events []event) ([]string, er
 			},
 		},
 	}
-	for file, e := range map[string]event{"simulate-scaleup.svg": events[0], "simulate-outage.svg": find(events, "outage of a minute, 1000")} {
+	for file, e := range map[string]event{"simulate-scaleup.svg": events[0], "simulate-outage.svg": find(events, "outage of a minute, 1,000")} {
 		series := func(name string, of simulate.Kind) curve {
 			c := curve{name: name, ys: e.result.Series(time.Second, of)}
 			for i := range c.ys {

@@ -23,8 +23,9 @@ type AppStatusBeatParams struct {
 }
 
 // Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
-// its type are online and how many of them keep house, as counted about a second ago at most; and, if
-// looking, 1 if tasks of other than these kinds are runnable, and have been for a quarter of a second, else 0.
+// its type are online and how many of them keep house, as counted a second ago at most, unless another is
+// counting, or when this one registered, if that was later; and, if looking, 1 if tasks of other than these
+// kinds are runnable, and have been for a quarter of a second, else 0.
 func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) ([]int32, error) {
 	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Looking, arg.ForeignKinds)
 	var told []int32
@@ -152,8 +153,8 @@ type AppStatusRegisterRow struct {
 }
 
 // Writes the row of a process that starts, and answers how many of its type are online, it included,
-// and how many of them keep house: the last count, a second old at most, and all that have registered
-// since, of any type. A second send of the same id changes nothing but the beat.
+// and how many of them keep house: the last count, a second old at most unless another is counting, and
+// all that have registered since, of any type. A second send of the same id changes nothing but the beat.
 func (q *Queries) AppStatusRegister(ctx context.Context, db DBTX, arg AppStatusRegisterParams) (AppStatusRegisterRow, error) {
 	row := db.QueryRow(ctx, AppStatusRegister,
 		arg.ID,

@@ -99,10 +99,12 @@ type Result struct {
 // A Wait is how long a task waited, from when it could be seen until its function began.
 type Wait struct{ Came, Waited time.Duration }
 
-// The model's fixed figures: those of Pith's defaults, and a round trip as through PgBouncer on one
+// TTL is the length of a lease, as by Pith's defaults.
+const TTL = 30 * time.Second
+
+// The model's other fixed figures: those of Pith's defaults, and a round trip as through PgBouncer on one
 // machine, uniformly distributed.
 const (
-	ttl            = 30 * time.Second
 	shortTrip      = time.Millisecond
 	longTrip       = 2 * time.Millisecond
 	dutiesPerHouse = 4
@@ -203,12 +205,13 @@ func (f *fleet) settle(w *worker) {
 	w.online, w.known = true, n
 	f.rows++
 	f.counted = f.rows
-	w.beats = pacing.NewBeats(ttl, w.rand)
+	w.beats = pacing.NewBeats(TTL, w.rand)
 	w.beats.Arrived()
 	w.beats.Next(n) // the one before the start
-	phase := time.Duration(f.rand.Float64() * float64(ttl/3))
-	w.beaten = phase - ttl/3
-	w.leased = w.beaten + ttl*9/10
+	every := pacing.BeatEvery(TTL)
+	phase := time.Duration(f.rand.Float64() * float64(every))
+	w.beaten = phase - every
+	w.leased = w.beaten + TTL*9/10
 	idle := f.cfg.Silence + time.Duration(f.rand.ExpFloat64()*float64(n)*float64(f.cfg.Came))
 	w.poller = pacing.NewPoller(epoch.Add(-max(idle, time.Hour)), w.fleet, w.rand)
 	w.poller.Found(epoch.Add(-idle))
@@ -284,5 +287,5 @@ func (f *fleet) kill(n int) {
 
 // expire takes a worker's row from those that count, once its lease has ended at the database.
 func (f *fleet) expire(w *worker) {
-	f.at(w.beaten+ttl, nil, func(f *fleet, _ *worker) { f.rows-- })
+	f.at(w.beaten+TTL, nil, func(f *fleet, _ *worker) { f.rows-- })
 }

@@ -150,6 +150,19 @@ func TestOutageEndsWithoutAHerd(t *testing.T) {
 	}
 }
 
+// A beat may be 11 s old when an outage begins, and is repeated 5 s after its end at the latest.
+func TestOutageCostsLeasesByItsLength(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{20, 1000, 10_000} {
+		if r := Run(Down(1, n, TTL*9/10-16*second)); r.Lost > 0 {
+			t.Errorf("%d workers: a short one costs %d leases", n, r.Lost)
+		}
+		if r := Run(Down(1, n, TTL*9/10)); r.Lost != n {
+			t.Errorf("%d workers: one as long as leases are good for costs %d", n, r.Lost)
+		}
+	}
+}
+
 func TestNoWorkerIsForgotten(t *testing.T) {
 	t.Parallel()
 	c := Steady(3, 20, 5*time.Minute)

@@ -20,10 +20,10 @@ func (f *fleet) register(w *worker) {
 		},
 		func(f *fleet, w *worker) {
 			w.online, w.failures = true, 0
-			w.leased = sent + ttl*9/10
+			w.leased = sent + TTL*9/10
 			w.poller = pacing.NewPoller(f.clock(), w.fleet, w.rand)
 			f.at(w.leased, w, (*fleet).leaseEnds)
-			w.beats = pacing.NewBeats(ttl, w.rand)
+			w.beats = pacing.NewBeats(TTL, w.rand)
 			f.in(w.beats.Next(w.known), w, (*fleet).beat)
 			w.house = pacing.NewHouse(w.rand)
 			f.houseRest(w)
@@ -61,9 +61,9 @@ func (f *fleet) beat(w *worker) {
 		},
 		func(f *fleet, w *worker) {
 			w.known = counted
-			runnable = runnable && !w.beats.Crowded()
+			runnable = runnable && !w.beats.Failing()
 			w.beats.Arrived()
-			w.leased = sent + ttl*9/10
+			w.leased = sent + TTL*9/10
 			f.in(w.beats.Next(w.known), w, (*fleet).beat)
 			if runnable && w.resting && w.poller.Heed(f.clock()) {
 				f.poll(w)
@@ -83,7 +83,7 @@ func (f *fleet) keepHouse(w *worker) {
 }
 
 func (f *fleet) houseRest(w *worker) {
-	if pause := w.house.Next(ttl, w.known); pause > 0 {
+	if pause := w.house.Next(TTL, w.known); pause > 0 {
 		f.in(pause, w, (*fleet).houseRest)
 		return
 	}

@@ -30,10 +30,13 @@ const beatRetryRate = 4000
 // of tasks that wait.
 const beatCeiling = 10 * time.Second
 
-// Next is the pause before the next beat in a fleet of that size: about a third of the TTL, 10 s at most; or
-// less, at random, where others may beat at the same moments. After a failure it is resend.Backoff's.
+// BeatEvery is the time between beats, and the longest that one may take: a third of the TTL, 10 s at most.
+func BeatEvery(ttl time.Duration) time.Duration { return min(ttl/3, beatCeiling) }
+
+// Next is the pause before the next beat in a fleet of that size: about BeatEvery; or less, at random, where
+// others may beat at the same moments. After a failure it is resend.Backoff's, or longer in a large fleet.
 func (b *Beats) Next(fleet int) time.Duration {
-	pause := min(b.ttl/3, beatCeiling)
+	pause := BeatEvery(b.ttl)
 	if b.failures > 0 {
 		apart := float64(fleet) / beatRetryRate * float64(time.Second)
 		return min(pause, max(resend.BackoffBy(b.rand, b.failures), time.Duration((0.5+uniform(b.rand))*apart)))
@@ -48,9 +51,9 @@ func (b *Beats) Next(fleet int) time.Duration {
 // Failed notes that a beat has failed.
 func (b *Beats) Failed() { b.failures, b.together = b.failures+1, true }
 
-// Crowded reports whether others beat at the same moments, after an outage: then not all may act at once
-// on what a beat tells.
-func (b *Beats) Crowded() bool { return b.failures > 0 }
+// Failing reports whether the last beat has failed. Then others beat at the same moments as this one, as after
+// an outage, and not all may act at once on what a beat tells.
+func (b *Beats) Failing() bool { return b.failures > 0 }
 
 // Arrived notes that a beat has prolonged the lease.
 func (b *Beats) Arrived() { b.failures = 0 }

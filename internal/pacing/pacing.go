@@ -116,8 +116,9 @@ func (p *Poller) Heed(now time.Time) bool {
 const retryCeiling = time.Minute
 
 // Retry is the pause after a statement of a worker has failed so many times in a row. Who holds a task
-// or its result, or is about to end, goes on soon (hurry); else there is no hurry beyond that of a poll, so that the end of an
-// outage brings no more polls than any other time.
+// or its result, or is about to end, goes on soon (hurry); else there is no hurry beyond that of a poll, but for
+// the ceiling: N workers try again at most R + N/45 s times per second, which is about R up to a thousand of
+// them and the ceiling's doing from 3,400 on.
 func (p *Poller) Retry(now time.Time, failures int, hurry bool) time.Duration {
 	backoff := resend.BackoffBy(p.rand, failures)
 	if hurry {

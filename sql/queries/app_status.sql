@@ -1,15 +1,16 @@
 -- name: AppStatusRegister :one
 -- Writes the row of a process that starts, and answers how many of its type are online, it included,
--- and how many of them keep house: the last count, a second old at most, and all that have registered
--- since, of any type. A second send of the same id changes nothing but the beat.
+-- and how many of them keep house: the last count, a second old at most unless another is counting, and
+-- all that have registered since, of any type. A second send of the same id changes nothing but the beat.
 SELECT r.online::int AS online, r.housekeepers::int AS housekeepers
 FROM app_register(@id::uuid, (@app_type::text)::app_type, @name::text, (@versions::text)::jsonb, @task_names::text[],
     make_interval(secs => @ttl_seconds::float8), @housekeeping::bool) r;
 
 -- name: AppStatusBeat :one
 -- Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
--- its type are online and how many of them keep house, as counted about a second ago at most; and, if
--- looking, 1 if tasks of other than these kinds are runnable, and have been for a quarter of a second, else 0.
+-- its type are online and how many of them keep house, as counted a second ago at most, unless another is
+-- counting, or when this one registered, if that was later; and, if looking, 1 if tasks of other than these
+-- kinds are runnable, and have been for a quarter of a second, else 0.
 SELECT app_beat(@id::uuid, @looking::bool, @foreign_kinds::int[])::int[] AS told;
 
 -- name: AppStatusUnregister :execrows

@@ -92,7 +92,7 @@ variable "max_idle_connections_percent" {
   default     = null
 }
 
-# Pith waits 30 s for a statement, and 10 s for a beat (a third of the TTL). What waits longer for a
+# Pith waits 30 s for a statement, and 10 s, or a third of the TTL if that is less, for a beat. What waits longer for a
 # connection is answered to nobody, so it only lengthens the queue.
 variable "connection_borrow_timeout" {
   description = "Seconds that a statement may wait for a server connection. AWS's default is 120."
@@ -101,7 +101,8 @@ variable "connection_borrow_timeout" {
 }
 
 # Pith's pools close what was idle for 30 minutes. A little more here, and it is always the client who
-# closes; a drop by the proxy is survived too, since an idle connection is tried before it is used.
+# closes; a drop by the proxy is survived too: an idle connection is tried before it is used, but that of the
+# beats, which fails once and is sent again.
 variable "idle_client_timeout" {
   description = "Seconds after which the proxy drops an idle client. AWS's default is 1800."
   type        = number
