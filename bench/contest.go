@@ -24,8 +24,10 @@ type scenario struct {
 	columns []column
 	// contests, which the pace may make smaller.
 	contests func(pace pace) []contest
-	// custom answers in a way of its own, instead of contests and without servers: it returns markdown.
-	custom func(ctx context.Context, b *bench) (string, error)
+	// custom answers in a way of its own, instead of contests: it returns markdown. It has no servers
+	// unless servers is set.
+	custom  func(ctx context.Context, b *bench) (string, error)
+	servers bool
 }
 
 // shownColumns are those of its tables.
@@ -37,7 +39,7 @@ func (s scenario) shownColumns() []column {
 }
 
 // needsServers reports whether it has something to measure on a stage.
-func (s scenario) needsServers() bool { return s.custom == nil }
+func (s scenario) needsServers() bool { return s.custom == nil || s.servers }
 
 // A contest is measured as one: its contestants take turns.
 type contest struct {

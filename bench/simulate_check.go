@@ -15,7 +15,7 @@ import (
 
 // The scenario check compares the simulator with real fleets.
 
-// checkedRates are what a fleet did under a task every pickupEvery.
+// checkedRates are what a fleet did under a task every workload.PickupEvery.
 type checkedRates struct {
 	polls, beats float64 // per second
 	p50, p99     float64 // ms
@@ -24,9 +24,8 @@ type checkedRates struct {
 
 // checks runs real fleets and simulated ones, and sets them side by side.
 func checks(ctx context.Context, b *bench) (string, error) {
-	path := b.stage.path(viaPooler)
-	if path.none != "" {
-		return path.none, nil
+	if none := b.stage.path(viaPooler).none; none != "" {
+		return none, nil
 	}
 	sizes, window := []int{10, 200, 1000}, time.Minute
 	if b.pace.quick {
@@ -35,11 +34,11 @@ func checks(ctx context.Context, b *bench) (string, error) {
 	var out strings.Builder
 	fmt.Fprintf(&out, "Fleets of workers of one slot get a task every %s: real ones through PgBouncer for %s, in one process and each worker "+
 		"under an identity of its own, after all know the fleet's size; and simulated ones for ten minutes. One run each. A real wait "+
-		"begins when the dispatch has returned, a simulated one when the database has the task.\n\n", pickupEvery, window)
+		"begins when the dispatch has returned, a simulated one when the database has the task.\n\n", workload.PickupEvery, window)
 	table(&out, "workers", "polls/s, simulated", "real", "p50 ms, simulated", "real", "p99 ms, simulated", "real", "beats/s, simulated", "real",
 		"declared missing")
 	for _, n := range sizes {
-		fleet, err := b.checkReal(ctx, path, n, window)
+		fleet, err := b.checkReal(ctx, n, window)
 		if err != nil {
 			return "", fmt.Errorf("%d workers: %w", n, err)
 		}
@@ -62,18 +61,16 @@ func checkSimulated(workers int) checkedRates {
 }
 
 // checkReal has a real fleet do what checkSimulated simulates.
-func (b *bench) checkReal(ctx context.Context, path path, workers int, window time.Duration) (_ checkedRates, err error) {
+func (b *bench) checkReal(ctx context.Context, workers int, window time.Duration) (_ checkedRates, err error) {
 	c := contestant{name: pith, recorded: pithCompleted}
-	name, drop, err := b.stage.database(ctx, c)
+	t, end, err := b.stage.trial(ctx, b.pace, c)
 	if err != nil {
 		return checkedRates{}, err
 	}
-	defer func() { err = errors.Join(err, drop(context.WithoutCancel(ctx))) }()
-	t := &trial{url: path.url(name), direct: b.stage.server.URL(name), contestant: c, pace: b.pace}
-	defer t.close()
+	defer func() { err = end(err) }()
 	counts := &tally{start: time.Now()}
 	cfg := c.poolConfig(workerConns, t)
-	cfg.Tracer = counts
+	cfg.Tracer = counts // it alone: the statements of all are not asked for
 	p, err := t.openAs(ctx, cfg)
 	if err != nil {
 		return checkedRates{}, err
@@ -97,7 +94,7 @@ func (b *bench) checkReal(ctx context.Context, path path, workers int, window ti
 		return checkedRates{}, err
 	}
 	rates.missing = gone
-	return rates, b.stage.verify(ctx, name, t)
+	return rates, b.stage.verify(ctx, t)
 }
 
 // watch starts the workers of a crew, gives them tasks, and tells what they did in a window.
@@ -123,7 +120,7 @@ func (b *bench) watch(ctx context.Context, t *trial, crew *crew, counts *tally, 
 	dispatch := func(length time.Duration) error {
 		limited, cancel := context.WithTimeout(ctx, length)
 		defer cancel()
-		err := every(limited, pickupEvery, func(ctx context.Context) error {
+		err := every(limited, workload.PickupEvery, func(ctx context.Context) error {
 			done, err := c.Dispatch(ctx, workload.Requests(0, 1, nil)[0])
 			if err == nil {
 				times.Dispatched(done.ID)
