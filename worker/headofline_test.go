@@ -319,3 +319,52 @@ func TestBacklogOfOneRepositoryCostsOthersNothing(t *testing.T) {
 		})
 	}
 }
+
+func TestClaimCostsTheSameHoweverManyAreRunnable(t *testing.T) {
+	t.Parallel()
+	const short, long = 170, 17_000
+	ways := []struct {
+		name            string
+		seen, searching bool
+	}{{"looks everywhere", false, true}, {"looks before, between and after what it has seen", true, true}, {"takes where it has seen some", true, false}}
+	measured := map[int][]int{}
+	for _, depth := range []int{short, long} {
+		b := newBacklog(t, short, false)
+		b.dispatch(b.d.Direct, backlogKind, "", depth)
+		p := b.turnParams(1)
+		p.Searching = true
+		heads, err := tasking.Turn(t.Context(), b.d.Direct, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heads = slices.DeleteFunc(heads, func(e tasking.TurnEvent) bool { return e.Event != "head" })
+		if len(heads) != 1 {
+			t.Fatalf("with %d runnable, the first turn tells of the heads %+v, want one", depth, heads)
+		}
+		for _, way := range ways {
+			p := b.turnParams(1)
+			p.Searching = way.searching
+			if way.seen {
+				p.SeenKinds, p.SeenRanks = []int32{heads[0].Kind}, []int32{heads[0].Attempt}
+				p.SeenHeads = []pgtype.Timestamptz{heads[0].CreatedAt}
+			}
+			b.undone(func(tx pgx.Tx) {
+				events, err := tasking.Turn(t.Context(), tx, p)
+				if claimed := b.claimed(events); err != nil || len(claimed) != 1 {
+					t.Errorf("a turn that %s claimed %v, error %v", way.name, claimed, err)
+				}
+			})
+			measured[depth] = append(measured[depth], b.buffers(func(dbtx db.DBTX) error {
+				_, err := tasking.Turn(t.Context(), dbtx, p)
+				return err
+			}))
+		}
+	}
+	for i, way := range ways {
+		few, many := measured[short][i], measured[long][i]
+		t.Logf("a turn that %s: %d buffers with %d runnable, %d with %d", way.name, few, short, many, long)
+		if many-few > spread || many >= 60 {
+			t.Errorf("a turn that %s touches %d buffers with %d runnable and %d with %d, want about as many, below 60", way.name, few, short, many, long)
+		}
+	}
+}

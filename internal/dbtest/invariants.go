@@ -50,6 +50,11 @@ var invariants = []invariant{
 		sql:  `SELECT id, rank, immediate, priority FROM task WHERE rank <> CASE WHEN immediate THEN -100000 ELSE 0 END - priority`,
 	},
 	{
+		name: "the stripes are marked exactly while an exclusive reservation of a domain is queued",
+		sql: `SELECT bucket, contended FROM resource_lock WHERE bucket < 0 AND contended <> EXISTS
+			(SELECT FROM task_reservation r WHERE r.exclusive AND resource_is_domain(r.resource))`,
+	},
+	{
 		name: "blocked_on counts the reservations that are not granted",
 		sql: `SELECT t.id, t.state, t.blocked_on, r.pending FROM task t
 			LEFT JOIN (SELECT r.task, count(*) AS pending FROM task_reservation r WHERE NOT r.granted GROUP BY r.task) r ON r.task = t.id

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/internal/dbtest"
@@ -293,4 +294,26 @@ func TestOneConnectionIsEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCheck(t, db, nil, 0)
+}
+
+// A plan that is forbidden is priced so high that PostgreSQL would compile it, for tens of milliseconds.
+func TestFunctionsThatForbidPlansForbidCompilation(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	rows, err := d.Direct.Query(t.Context(), `SELECT p.proname::text, 'jit=off' = ANY (p.proconfig) FROM pg_proc p
+		WHERE EXISTS (SELECT FROM unnest(p.proconfig) c WHERE starts_with(c, 'enable_'))`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var name string
+	var off bool
+	tag, err := pgx.ForEachRow(rows, []any{&name, &off}, func() error {
+		if !off {
+			t.Errorf("%s has no SET jit = off", name)
+		}
+		return nil
+	})
+	if err != nil || tag.RowsAffected() < 5 {
+		t.Errorf("saw %d functions, error %v", tag.RowsAffected(), err)
+	}
 }

@@ -15,8 +15,9 @@
 -- cached while a table is small, or that trusts the statistics of a table that has just filled,
 -- would read whole queues. So rows are named by arrays (id = ANY), which an index finds in the order of
 -- the ids, whatever the planner believes, and locks in that order; what belongs to a row comes from the
--- same arrays by a hash join. A look at one row is a subquery with a scalar result or a LIMIT 1. (SET in
--- a function's head is undone when it returns; nothing of it is left on the server connection.)
+-- same arrays by a hash join. A look at one row is a subquery with a scalar result or a LIMIT 1. A plan
+-- that is forbidden costs so much that PostgreSQL would compile it, for tens of milliseconds: hence jit = off.
+-- (SET in a function's head is undone when it returns; nothing of it is left on the server connection.)
 
 -- Buckets and modes ------------------------------------------------------------------------------
 
@@ -879,7 +880,7 @@ COMMENT ON FUNCTION app_count IS
 -- +goose StatementBegin
 CREATE FUNCTION app_register(me uuid, of app_type, called text, has jsonb, knows text[], lease interval, keeps_house boolean,
     OUT online int, OUT housekeepers int) LANGUAGE plpgsql
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     fleet app_fleet;
     mine  bigint;
@@ -909,7 +910,7 @@ COMMENT ON FUNCTION app_register IS
 
 -- +goose StatementBegin
 CREATE FUNCTION app_beat(me uuid, looking boolean, foreign_kinds int[]) RETURNS int[] LANGUAGE plpgsql
-SET enable_seqscan = off AS $$
+SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     mine         app_type;
     online       int;
