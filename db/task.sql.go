@@ -521,7 +521,7 @@ type TaskTurnParams struct {
 	States     []string
 	Results    []string
 	Errors     []string
-	Bare       bool
+	Sole       pgtype.Text
 	Quick      bool
 	Searching  bool
 	SeenKinds  []int32
@@ -545,7 +545,7 @@ func (q *Queries) TaskTurn(ctx context.Context, db DBTX, arg TaskTurnParams) ([]
 		arg.States,
 		arg.Results,
 		arg.Errors,
-		arg.Bare,
+		arg.Sole,
 		arg.Quick,
 		arg.Searching,
 		arg.SeenKinds,

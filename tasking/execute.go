@@ -212,7 +212,7 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 		return Turn(ctx, c.db, db.TaskTurnParams{
 			Worker: pgUUID(holder),
 			IDs:    []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
-			Results: []string{string(out.Result)}, Errors: []string{failed}, Bare: claim.Bare(out), Quick: true,
+			Results: []string{string(out.Result)}, Errors: []string{failed}, Sole: claim.Sole(out), Quick: true,
 		})
 	})
 	if err != nil {

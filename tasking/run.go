@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,10 +34,17 @@ type Claim struct {
 	CreatedAt time.Time
 }
 
-// Bare tells of an attempt that ended with out, that to record it needs no look at queues and reports: it
-// reserves nothing but a share of its domain, and has made no reports.
-func (c Claim) Bare(out Outcome) bool {
-	return !out.Reported && len(c.Reserved) == 1 && c.Reserved[0] == "shared:"+Domain
+// Sole tells of an attempt that ended with out what it reserves beside a share of its domain: one exclusive
+// resource, or "" for none. It is null if there is more to its end: other resources, or progress reports.
+func (c Claim) Sole(out Outcome) pgtype.Text {
+	if n := len(c.Reserved); out.Reported || n < 1 || n > 2 || c.Reserved[n-1] != "shared:"+Domain {
+		return pgtype.Text{}
+	}
+	if len(c.Reserved) == 1 {
+		return pgtype.Text{Valid: true}
+	}
+	r := c.Reserved[0]
+	return pgtype.Text{String: r, Valid: !strings.HasPrefix(r, "shared:") && !strings.HasPrefix(r, domains)}
 }
 
 // Run is what a task function knows of its own task. Its methods write only while the process holds

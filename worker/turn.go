@@ -146,7 +146,7 @@ func unknownKinds(rows []tasking.TurnEvent) []int32 {
 func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 	p := db.TaskTurnParams{
 		Worker: pgUUID(s.app.ID()), Wanted: int32(t.wanted), Recovering: time.Now().Before(s.recovering),
-		Bare: true, Quick: !t.looks, Searching: t.whole || t.searching,
+		Quick: !t.looks, Searching: t.whole || t.searching,
 	}
 	for id, k := range s.kinds {
 		p.Known = append(p.Known, id)
@@ -176,7 +176,7 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		}
 	}
 	slices.SortFunc(t.sent, func(a, b *slot) int { return bytes.Compare(a.claim.ID[:], b.claim.ID[:]) }) // to be locked in this order
-	for _, e := range t.sent {
+	for i, e := range t.sent {
 		failed, err := tasking.EncodeError(e.outcome.Error)
 		if err != nil {
 			return p, err
@@ -186,7 +186,11 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		p.States = append(p.States, string(e.outcome.State))
 		p.Results = append(p.Results, string(e.outcome.Result))
 		p.Errors = append(p.Errors, failed)
-		p.Bare = p.Bare && e.claim.Bare(e.outcome)
+		if sole := e.claim.Sole(e.outcome); i == 0 {
+			p.Sole = sole
+		} else if sole != p.Sole || sole.String != "" {
+			p.Sole = pgtype.Text{} // several have nothing in common but a share
+		}
 	}
 	return p, nil
 }

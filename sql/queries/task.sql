@@ -14,7 +14,7 @@ FROM task_dispatch(
 -- queues of what it finishes, skips what is locked when it claims. A row is the text of a record, since
 -- PostgreSQL takes longer to read a list of columns, each time, than to run a turn of one task.
 SELECT task_turn(@worker::uuid, @known::int[], @runnable::int[], @wanted, @recovering, @holding::uuid[],
-    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], @bare, @quick,
+    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], sqlc.narg(sole), @quick,
     @searching, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[])::text AS event;
 
 -- name: TaskEnqueueDue :one

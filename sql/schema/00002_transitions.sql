@@ -553,27 +553,65 @@ COMMENT ON FUNCTION task_queues_leave IS
     'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. places are those of tasks that held queues alone, and have ended. Under the locks of task_queues_lock.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean)
+CREATE FUNCTION task_finish_sole(holder uuid, ended uuid, run int, outcome text, sole text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    contended boolean;
+    place     bigint;
+    next      record;
+BEGIN
+    -- In the order of all locks: stripe, bucket, app.
+    IF sole = '' THEN
+        SELECT l.contended INTO contended FROM resource_lock l, app_status a
+        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
+    ELSIF sole <> '' THEN
+        SELECT l.contended INTO contended FROM resource_lock l, resource_lock b, app_status a
+        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND b.bucket = resource_bucket(sole) AND a.id = holder
+        FOR SHARE OF l FOR UPDATE OF b FOR KEY SHARE OF a;
+    END IF;
+    IF contended IS NOT FALSE THEN
+        RETURN false;
+    END IF;
+    UPDATE task t SET app_lock = NULL, state = 'completed', finished_at = clock_timestamp(),
+        result = nullif(outcome, '')::json, error = NULL
+    WHERE t.id = ended AND t.app_lock = holder AND t.attempt = run AND t.state = 'running'
+    RETURNING t.seq INTO place;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF sole = '' THEN
+        RETURN true;
+    END IF;
+    SELECT r.ctid, r.task, r.exclusive INTO next FROM task_reservation r
+    WHERE r.resource = sole AND NOT r.granted AND r.seq > place ORDER BY r.seq LIMIT 1;
+    IF NOT next.exclusive THEN -- and others behind it, perhaps
+        PERFORM task_queues_leave(ARRAY[sole], ARRAY[place], ARRAY[ended], ARRAY[sole], ARRAY[place], '{}', NULL);
+        RETURN true;
+    END IF;
+    DELETE FROM task_reservation r WHERE r.resource = sole AND r.seq = place;
+    IF next.task IS NOT NULL THEN
+        UPDATE task_reservation r SET granted = true WHERE r.ctid = next.ctid;
+        UPDATE task t SET blocked_on = t.blocked_on - 1, unblocked_at = CASE t.blocked_on WHEN 1 THEN clock_timestamp() END
+        WHERE t.id = next.task;
+    END IF;
+    RETURN true;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_finish_sole IS
+    'Completes one task, as task_finish does, for a third of its cost: without arrays, and with what it reserves known. sole: one resource, which it reserves exclusively, or the empty text, and nothing else but a share of its domain; it has no progress reports. False: nothing was done but locking, since sole is null, or a domain is contended, or the task is not running here.';
+
+-- +goose StatementBegin
+CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], sole text)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
+    bare    boolean := coalesce(sole = '', false);
     leaving record;
     pauses  interval[]; -- before the next attempt, of those that get one
     ended   uuid[];
     strange boolean;
 BEGIN
-    IF bare AND cardinality(ids) = 1 AND states[1] = 'completed' THEN
-        -- The usual end of a turn of a worker of one slot, at half the cost. Where there is more to it,
-        -- nothing has been done yet but locking.
-        SELECT l.contended INTO strange FROM resource_lock l, app_status a
-        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
-        IF NOT strange THEN
-            UPDATE task t SET app_lock = NULL, state = 'completed', finished_at = clock_timestamp(),
-                result = nullif(results[1], '')::json, error = NULL
-            WHERE t.id = ids[1] AND t.app_lock = holder AND t.attempt = attempts[1] AND t.state = 'running';
-            IF FOUND THEN
-                RETURN false;
-            END IF;
-        END IF;
+    IF cardinality(ids) = 1 AND states[1] = 'completed' AND task_finish_sole(holder, ids[1], attempts[1], results[1], sole) THEN
+        RETURN false;
     END IF;
     leaving := task_queues_lock(ids, bare);
     IF holder IS NOT NULL THEN
@@ -619,7 +657,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_finish IS
-    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. bare: they reserve nothing but a share of their domain, and have no progress reports. Answers whether some did not end as asked: see task_finished.';
+    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. sole: the empty text if they reserve nothing but a share of their domain, and have no progress reports, or the resource of a single one, see task_finish_sole; else null. Answers whether some did not end as asked: see task_finished.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_finished(ids uuid[], attempts int[], states text[], errors text[])
@@ -689,7 +727,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM task_finish(NULL, ids, attempts, array_fill('failed'::text, ARRAY[cardinality(ids)]),
-        array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]), false);
+        array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]), NULL);
     RETURN QUERY SELECT t.id, t.state FROM task t WHERE t.id = ANY (ids) AND t.state NOT IN ('running', 'canceling');
 END
 $$;
@@ -702,7 +740,7 @@ COMMENT ON FUNCTION task_abandoned_finish IS
 -- +goose StatementBegin
 CREATE FUNCTION task_turn(
     worker uuid, known int[], runnable int[], wanted int, recovering boolean, holding uuid[],
-    ids uuid[], attempts int[], states text[], results text[], errors text[], bare boolean, quick boolean,
+    ids uuid[], attempts int[], states text[], results text[], errors text[], sole text, quick boolean,
     searching boolean, seen_kinds int[], seen_ranks int[], seen_heads timestamptz[])
 RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
@@ -721,7 +759,7 @@ DECLARE
     moved   boolean := false;
     strange int[] := '{}';
 BEGIN
-    IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, bare) THEN
+    IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, sole) THEN
         RETURN QUERY
         SELECT 'finish', f.task_id, 0, coalesce(f.task_state, ''), coalesce(f.task_attempt, 0), f.recorded,
             '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
@@ -852,7 +890,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind: only when searching), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). bare: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind: only when searching), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- Processes --------------------------------------------------------------------------------------
 
@@ -956,7 +994,7 @@ COMMENT ON FUNCTION app_beat IS
     'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. If looking, the third number is 1 if tasks of other than these kinds wait for nothing but a worker, and have for a quarter of a second: then there are more of them than polls find. An array, since three columns take a seventh more of the time.';
 
 -- +goose Down
-DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_queues_leave, task_queues_lock, task_leaving,
+DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock, task_leaving,
     domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
     resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
 
