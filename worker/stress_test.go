@@ -58,6 +58,7 @@ type heldTask struct {
 	id      pgtype.UUID
 	task    queuecheck.Task
 	attempt int32
+	sole    pgtype.Text
 }
 
 // send repeats a statement for as long as an exclusive reservation comes in between, and returns the
@@ -173,7 +174,7 @@ func (s *stress) dispatch(ctx context.Context, rng *rand.Rand, h *holder) {
 		s.log.Record(queuecheck.Event{Kind: queuecheck.Acknowledged, Task: task})
 		if rows[i].State == "running" {
 			s.record(h, queuecheck.Event{Kind: queuecheck.Started, Task: task, Attempt: 1})
-			h.held = append(h.held, heldTask{p.IDs[i], task, 1})
+			h.held = append(h.held, heldTask{id: p.IDs[i], task: task, attempt: 1})
 		}
 	}
 	s.mu.Lock()
@@ -201,6 +202,10 @@ func (s *stress) turn(ctx context.Context, rng *rand.Rand, h *holder, wanted int
 		s.record(h, queuecheck.Event{Kind: queuecheck.Ended, Task: t.task, Attempt: int(t.attempt), Completed: state == "completed"})
 		p.IDs, p.Attempts, p.States = append(p.IDs, t.id), append(p.Attempts, t.attempt), append(p.States, state)
 		p.Results, p.Errors = append(p.Results, ""), append(p.Errors, failed)
+		p.Sole = t.sole
+	}
+	if len(p.IDs) > 1 {
+		p.Sole = pgtype.Text{}
 	}
 	h.held = keep
 	var rows []tasking.TurnEvent
@@ -224,7 +229,7 @@ func (s *stress) turn(ctx context.Context, rng *rand.Rand, h *holder, wanted int
 				s.t.Error(err)
 			}
 			s.record(h, queuecheck.Event{Kind: queuecheck.Started, Task: queuecheck.Task(task), Attempt: int(r.Attempt)})
-			h.held = append(h.held, heldTask{r.ID, queuecheck.Task(task), r.Attempt})
+			h.held = append(h.held, heldTask{r.ID, queuecheck.Task(task), r.Attempt, tasking.Claim{Reserved: r.Reserved}.Sole(tasking.Outcome{})})
 		case r.Event == "finish" && !r.Recorded:
 			h.mu.Lock()
 			if !h.dead {
