@@ -7,7 +7,7 @@ FROM task_dispatch(
     @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
     @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
     @immediates::bool[], @deferreds::bool[], @not_befores::timestamptz[],
-    @reserving::int[], @resources::text[], @exclusives::bool[]) AS r (task_id, task_state, task_created_at);
+    @reserving::int[], @resources::text[], @exclusives::bool[], @impatient::bool) AS r (task_id, task_state, task_created_at);
 
 -- name: TaskTurn :many
 -- A worker's one statement: finishes, claims, and tells what else there is; see the function. Locks the
@@ -19,7 +19,7 @@ SELECT r.event::text AS event, r.task_id::uuid AS id, r.task_kind::int AS kind, 
 FROM task_turn(
     @worker::uuid, @known::int[], @runnable::int[], @wanted::int, @recovering::bool, @holding::uuid[],
     @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], @bare::bool, @quick::bool,
-    @searching::bool, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[])
+    @searching::bool, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[], @impatient::bool)
     AS r (event, task_id, task_kind, task_state, task_attempt, recorded, arguments, cid, in_group, parent,
         immediate, reserved, created, due_in);
 
