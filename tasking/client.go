@@ -13,6 +13,7 @@ import (
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/resend"
+	"github.com/pithworks/pith/internal/textwire"
 )
 
 // ImmediateTimeout bounds immediate tasks, wherever they run.
@@ -50,6 +51,11 @@ type Client struct {
 	cfg    Config
 	keys   keyring
 	wakeup chan struct{}
+
+	// What many goroutines ask for at the same time, but on behalf of no task.
+	plain     *combiner[*db.TaskDispatchParams, placed]
+	immediate *combiner[*db.TaskDispatchParams, placed]
+	ends      *combiner[end, ended]
 }
 
 // New validates the configuration; it sends nothing.
@@ -70,7 +76,15 @@ func New(pool *pgxpool.Pool, cfg Config) (*Client, error) {
 	if cfg.ProgressInterval == 0 {
 		cfg.ProgressInterval = 2 * time.Second
 	}
-	return &Client{db: pool, q: db.New(), cfg: cfg, keys: keys, wakeup: make(chan struct{}, 1)}, nil
+	c := &Client{db: pool, q: db.New(), cfg: cfg, keys: keys, wakeup: make(chan struct{}, 1)}
+	c.plain = &combiner[*db.TaskDispatchParams, placed]{
+		connect: pool.Acquire, limit: resendLimit, fit: dispatchFit, send: c.dispatchTogether(resendLimit),
+	}
+	c.immediate = &combiner[*db.TaskDispatchParams, placed]{
+		connect: pool.Acquire, limit: resendLimit, fit: dispatchFit, send: c.dispatchTogether(0),
+	}
+	c.ends = &combiner[end, ended]{connect: pool.Acquire, fit: endFit, send: c.endTogether}
+	return c, nil
 }
 
 // Registry returns the task types that the client knows.
@@ -111,4 +125,16 @@ func sendFor[T any](ctx context.Context, limit time.Duration, what string, state
 		return out, fmt.Errorf("%s: %w", what, err)
 	}
 	return out, nil
+}
+
+// sendVia is sendFor on the pool, but for the first send, which goes by conn, if there is one. It gives it back.
+func sendVia[T any](ctx context.Context, limit time.Duration, pool *pgxpool.Pool, conn *pgxpool.Conn, statement func(context.Context, db.DBTX) (T, error)) (T, error) {
+	return sendFor(ctx, limit, "send", func(ctx context.Context) (T, error) {
+		via := textwire.Over(pool)
+		if conn != nil {
+			via = textwire.Over(conn)
+			defer func() { conn.Release(); conn = nil }()
+		}
+		return statement(ctx, via)
+	})
 }

@@ -1,21 +1,23 @@
 package tasking
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/db"
-	"github.com/pithworks/pith/internal/textwire"
 )
 
 // Why the context of a task ended before its function did; see context.Cause.
@@ -203,32 +205,86 @@ func whileHeld(ctx context.Context, lost <-chan struct{}) (context.Context, cont
 	return held, cancel
 }
 
-// finish records the outcome of one claim and answers the state that the task is in now.
+// finish records the outcome of one claim and answers the state that the task is in now. Those that are made at
+// the same time share statements.
 func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out Outcome) (State, error) {
 	failed, err := EncodeError(out.Error)
 	if err != nil {
 		return "", err
 	}
-	rows, err := sendFor(ctx, 0, "send", func(ctx context.Context) ([]db.TaskTurnRow, error) {
-		return c.q.TaskTurn(ctx, textwire.Over(c.db), db.TaskTurnParams{
-			Worker: pgUUID(holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
-			IDs: []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
-			Results: []string{string(out.Result)}, Errors: []string{failed}, Bare: claim.Bare(out), Quick: true,
-		})
-	})
+	e, err := c.ends.do(ctx, ctx, end{holder, claim.ID, claim.Attempt, out, failed, claim.Bare(out)})
 	if err != nil {
 		return "", err
 	}
-	for _, r := range rows {
-		if r.Event != "finish" || r.ID.Bytes != claim.ID {
-			continue
+	return e.state, e.err
+}
+
+// An end is that of an attempt.
+type end struct {
+	holder  uuid.UUID
+	id      uuid.UUID
+	attempt int
+	outcome Outcome
+	failed  string // its error, encoded
+	bare    bool
+}
+
+// ended is what became of it.
+type ended struct {
+	state State
+	err   error
+}
+
+// endFit answers how many of these ends may go together.
+func endFit(es []end) int {
+	weight := 0
+	for n, e := range es {
+		weight += 1 + (len(e.outcome.Result)+len(e.failed))>>10
+		if n > 0 && (weight > mostTogether || e.holder != es[0].holder) {
+			return n
 		}
-		if !r.Recorded {
-			return "", fmt.Errorf("task %s is %s: %w", claim.ID, r.State, ErrLockLost)
-		}
-		return State(r.State), nil
 	}
-	return out.State, nil
+	return len(es)
+}
+
+// endTogether sends the ends of attempts of one holder.
+func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, es []end) ([]ended, error) {
+	n := len(es)
+	p := db.TaskTurnParams{
+		Worker: pgUUID(es[0].holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
+		IDs: make([]pgtype.UUID, n), Attempts: make([]int32, n), States: make([]string, n),
+		Results: make([]string, n), Errors: make([]string, n), Bare: true, Quick: true,
+	}
+	// Bare ones wait for nothing but a domain's owner, for whom everybody waits.
+	for i, e := range slices.SortedFunc(slices.Values(es), func(a, b end) int { return bytes.Compare(a.id[:], b.id[:]) }) {
+		p.IDs[i], p.Attempts[i], p.States[i] = pgUUID(e.id), int32(e.attempt), string(e.outcome.State)
+		p.Results[i], p.Errors[i], p.Bare = string(e.outcome.Result), e.failed, p.Bare && e.bare
+	}
+	p.Impatient = n > 1 && !p.Bare
+	rows, err := sendVia(ctx, 0, c.db, conn, func(ctx context.Context, via db.DBTX) ([]db.TaskTurnRow, error) {
+		rows, err := c.q.TaskTurn(ctx, via, p)
+		if p.Impatient {
+			err = impatient(err)
+		}
+		return rows, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]ended, n)
+	for i, e := range es {
+		out[i].state = e.outcome.State
+		for _, r := range rows {
+			if r.Event != "finish" || r.ID.Bytes != e.id {
+				continue
+			}
+			out[i].state = State(r.State)
+			if !r.Recorded {
+				out[i] = ended{err: fmt.Errorf("task %s is %s: %w", e.id, r.State, ErrLockLost)}
+			}
+		}
+	}
+	return out, nil
 }
 
 // EncodeError is an error as the database stores it: "" for none.

@@ -1,0 +1,253 @@
+package tasking
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pithworks/pith/internal/resend"
+)
+
+// mostTogether bounds what one statement carries for several callers: calls, and what they weigh.
+const mostTogether = 100
+
+// overdue is how long those who come later wait for a statement under way. It is short of any timeout and
+// well beyond what a statement takes that waits for nobody.
+const overdue = 100 * time.Millisecond
+
+// A combiner sends what many goroutines ask for in few statements. While one is under way, those who come
+// wait in a queue, and leave it together with the next. An idle one sends at once. What concerns one caller
+// alone is left to that one: a call that ends early takes nothing from the others, and what fails with
+// several is sent again one by one.
+type combiner[Q, A any] struct {
+	// connect waits for a connection to send on; it may be nil.
+	connect func(context.Context) (*pgxpool.Conn, error)
+	// limit is how long a call waits for a connection while there are passing failures; 0: forever.
+	limit time.Duration
+	// fit answers how many of these, counted from the first, may go together; 1 at least.
+	fit func([]Q) int
+	// send sends one statement, again until its outcome is known. It uses the connection first, if there
+	// is one, and gives it back. The answers are in the order of the questions.
+	send func(context.Context, *pgxpool.Conn, []Q) ([]A, error)
+
+	mu      sync.Mutex
+	queue   []*call[Q, A]
+	sending bool               // there is a sender that will look at the queue
+	forgo   context.CancelFunc // ends its wait for a connection
+}
+
+// A call is one caller's.
+type call[Q, A any] struct {
+	ctx    context.Context // for its values
+	since  time.Time
+	asks   Q
+	flight *flight // once it was sent
+	gone   bool    // nobody waits for it any more
+
+	done   chan struct{} // closed when what follows is known
+	answer A
+	err    error
+}
+
+// A flight is what is sent together.
+type flight struct {
+	ctx     context.Context // ends when nobody waits for it any more
+	cancel  context.CancelFunc
+	waiting int
+}
+
+// do asks, and waits for the answer. Until it is sent the call ends with ctx, and nothing happens; from then
+// on with held, and nobody knows what happened.
+func (c *combiner[Q, A]) do(ctx, held context.Context, asks Q) (answer A, err error) {
+	if err := ctx.Err(); err != nil {
+		return answer, err
+	}
+	r := &call[Q, A]{ctx: ctx, since: time.Now(), asks: asks, done: make(chan struct{})}
+	c.mu.Lock()
+	c.queue = append(c.queue, r)
+	if !c.sending {
+		c.sending = true
+		go c.sendQueue()
+	}
+	c.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.answer, r.err
+	case <-ctx.Done():
+		if c.leave(r) {
+			return answer, ctx.Err()
+		}
+	}
+	select {
+	case <-r.done:
+		return r.answer, r.err
+	case <-held.Done():
+		c.abandon(r)
+		return answer, held.Err()
+	}
+}
+
+// leave takes a call out of the queue, unless it was sent.
+func (c *combiner[Q, A]) leave(r *call[Q, A]) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.Index(c.queue, r)
+	if i < 0 {
+		return false
+	}
+	c.drop(i)
+	return true
+}
+
+// drop takes a call out of the queue, under the lock. If it was the last, nobody needs a connection.
+func (c *combiner[Q, A]) drop(i int) {
+	c.queue = slices.Delete(c.queue, i, i+1)
+	if len(c.queue) == 0 && c.forgo != nil {
+		c.forgo()
+	}
+}
+
+// abandon ends the wait for a call that was sent. The statement goes on for others.
+func (c *combiner[Q, A]) abandon(r *call[Q, A]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r.gone = true
+	if r.flight != nil {
+		if r.flight.waiting--; r.flight.waiting == 0 {
+			r.flight.cancel()
+		}
+	}
+}
+
+// sendQueue sends what is in the queue until it is empty, or until a statement is overdue, and so another
+// sender goes on.
+func (c *combiner[Q, A]) sendQueue() {
+	for {
+		// Those whom the last answers have woken may be about to come: they run first.
+		runtime.Gosched()
+		c.mu.Lock()
+		if len(c.queue) == 0 {
+			c.sending = false
+			c.mu.Unlock()
+			return
+		}
+		ctx, cancel := context.WithCancel(context.WithoutCancel(c.queue[0].ctx))
+		c.forgo = cancel
+		c.mu.Unlock()
+
+		conn := c.connection(ctx)
+		f := &flight{ctx: ctx, cancel: cancel}
+		if calls := c.board(f); len(calls) > 0 {
+			late := time.AfterFunc(overdue, c.pass)
+			c.fly(f, conn, calls)
+			if !late.Stop() {
+				return
+			}
+			continue
+		}
+		cancel()
+		if conn != nil {
+			conn.Release()
+		}
+	}
+}
+
+// pass makes another sender go on, because a statement takes long.
+func (c *combiner[Q, A]) pass() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sending = len(c.queue) > 0; c.sending {
+		go c.sendQueue()
+	}
+}
+
+// connection waits for a connection as long as somebody waits in the queue; without one it is nil, and the queue
+// was empty. It is waited for before calls are taken out of the queue: the pool may be full of those who
+// wait here, and what is not sent its caller may still end.
+func (c *combiner[Q, A]) connection(ctx context.Context) (conn *pgxpool.Conn) {
+	_ = resend.Do(ctx, 0, statementTimeout, func(attempt context.Context) (err error) {
+		if conn, err = c.connect(attempt); err != nil {
+			c.refuse(ctx, err)
+		}
+		return err
+	})
+	return conn
+}
+
+// refuse tells those of the queue who get no connection in time, or ever.
+func (c *combiner[Q, A]) refuse(ctx context.Context, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ctx.Err() != nil {
+		return // that is why
+	}
+	for i := len(c.queue) - 1; i >= 0; i-- {
+		if r := c.queue[i]; !resend.Passing(err) || (c.limit > 0 && time.Since(r.since) > c.limit) {
+			c.drop(i)
+			r.err = fmt.Errorf("connect: %w", err)
+			close(r.done)
+		}
+	}
+}
+
+// board takes calls out of the queue that may go together.
+func (c *combiner[Q, A]) board(f *flight) []*call[Q, A] {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgo = nil
+	if len(c.queue) == 0 || f.ctx.Err() != nil {
+		return nil
+	}
+	n := c.fit(questions(c.queue[:min(len(c.queue), mostTogether)]))
+	calls := slices.Clone(c.queue[:n])
+	c.queue = slices.Delete(c.queue, 0, n)
+	f.waiting = n
+	for _, r := range calls {
+		r.flight = f
+	}
+	return calls
+}
+
+// fly sends calls together and hands out the answers.
+func (c *combiner[Q, A]) fly(f *flight, conn *pgxpool.Conn, calls []*call[Q, A]) {
+	answers, err := c.send(f.ctx, conn, questions(calls))
+	ended := f.ctx.Err() != nil
+	f.cancel()
+	if err != nil && len(calls) > 1 && !ended && !resend.Passing(err) {
+		c.part(calls)
+		return
+	}
+	for i, r := range calls {
+		if r.err = err; err == nil {
+			r.answer = answers[i]
+		}
+		close(r.done)
+	}
+}
+
+// part sends calls one by one, each in its own time: nothing was done, because of one of them.
+func (c *combiner[Q, A]) part(calls []*call[Q, A]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range calls {
+		if r.gone {
+			continue
+		}
+		alone, cancel := context.WithCancel(context.WithoutCancel(r.ctx))
+		r.flight = &flight{ctx: alone, cancel: cancel, waiting: 1}
+		go c.fly(r.flight, nil, []*call[Q, A]{r})
+	}
+}
+
+func questions[Q, A any](calls []*call[Q, A]) []Q {
+	out := make([]Q, len(calls))
+	for i, r := range calls {
+		out[i] = r.asks
+	}
+	return out
+}
