@@ -52,10 +52,9 @@ type Client struct {
 	keys   keyring
 	wakeup chan struct{}
 
-	// What many goroutines ask for at the same time, but on behalf of no task.
-	plain     *combiner[*db.TaskDispatchParams, placed]
-	immediate *combiner[*db.TaskDispatchParams, placed]
-	ends      *combiner[end, ended]
+	// What many goroutines ask for at the same time. Dispatches and ends of immediate tasks take turns, so that
+	// those who go together stay together.
+	plain, immediate *combiner
 }
 
 // New validates the configuration; it sends nothing.
@@ -77,13 +76,8 @@ func New(pool *pgxpool.Pool, cfg Config) (*Client, error) {
 		cfg.ProgressInterval = 2 * time.Second
 	}
 	c := &Client{db: pool, q: db.New(), cfg: cfg, keys: keys, wakeup: make(chan struct{}, 1)}
-	c.plain = &combiner[*db.TaskDispatchParams, placed]{
-		connect: pool.Acquire, limit: resendLimit, fit: dispatchFit, send: c.dispatchTogether(resendLimit),
-	}
-	c.immediate = &combiner[*db.TaskDispatchParams, placed]{
-		connect: pool.Acquire, limit: resendLimit, fit: dispatchFit, send: c.dispatchTogether(0),
-	}
-	c.ends = &combiner[end, ended]{connect: pool.Acquire, fit: endFit, send: c.endTogether}
+	c.plain = &combiner{connect: pool.Acquire, fit: fit, send: c.sendTogether}
+	c.immediate = &combiner{connect: pool.Acquire, fit: fit, send: c.sendTogether}
 	return c, nil
 }
 

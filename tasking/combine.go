@@ -8,8 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/resend"
 )
 
@@ -20,37 +22,54 @@ const mostTogether = 100
 // well beyond what a statement takes that waits for nobody.
 const overdue = 100 * time.Millisecond
 
+// A question is what one caller wants: a dispatch of one task, or an end.
+type question struct {
+	party    party
+	dispatch *db.TaskDispatchParams
+	end      *end
+}
+
+// Those of one party may go together.
+type party struct {
+	holder pgtype.UUID // of immediate tasks
+	end    bool
+}
+
+// An answer is to the one or the other.
+type answer struct {
+	placed
+	ended
+}
+
 // A combiner sends what many goroutines ask for in few statements. While one is under way, those who come
 // wait in a queue, and leave it together with the next. An idle one sends at once. What concerns one caller
 // alone is left to that one: a call that ends early takes nothing from the others, and what fails with
 // several is sent again one by one.
-type combiner[Q, A any] struct {
+type combiner struct {
 	// connect waits for a connection to send on; it may be nil.
 	connect func(context.Context) (*pgxpool.Conn, error)
-	// limit is how long a call waits for a connection while there are passing failures; 0: forever.
-	limit time.Duration
-	// fit answers how many of these, counted from the first, may go together; 1 at least.
-	fit func([]Q) int
+	// fit answers how many of these of one party, counted from the first, go together; 1 at least.
+	fit func([]question) int
 	// send sends one statement, again until its outcome is known. It uses the connection first, if there
 	// is one, and gives it back. The answers are in the order of the questions.
-	send func(context.Context, *pgxpool.Conn, []Q) ([]A, error)
+	send func(context.Context, *pgxpool.Conn, []question) ([]answer, error)
 
 	mu      sync.Mutex
-	queue   []*call[Q, A]
+	queue   []*call
 	sending bool               // there is a sender that will look at the queue
 	forgo   context.CancelFunc // ends its wait for a connection
 }
 
 // A call is one caller's.
-type call[Q, A any] struct {
+type call struct {
 	ctx    context.Context // for its values
 	since  time.Time
-	asks   Q
+	asks   question
 	flight *flight // once it was sent
 	gone   bool    // nobody waits for it any more
 
 	done   chan struct{} // closed when what follows is known
-	answer A
+	answer answer
 	err    error
 }
 
@@ -63,11 +82,11 @@ type flight struct {
 
 // do asks, and waits for the answer. Until it is sent the call ends with ctx, and nothing happens; from then
 // on with held, and nobody knows what happened.
-func (c *combiner[Q, A]) do(ctx, held context.Context, asks Q) (answer A, err error) {
+func (c *combiner) do(ctx, held context.Context, asks question) (answer, error) {
 	if err := ctx.Err(); err != nil {
-		return answer, err
+		return answer{}, err
 	}
-	r := &call[Q, A]{ctx: ctx, since: time.Now(), asks: asks, done: make(chan struct{})}
+	r := &call{ctx: ctx, since: time.Now(), asks: asks, done: make(chan struct{})}
 	c.mu.Lock()
 	c.queue = append(c.queue, r)
 	if !c.sending {
@@ -80,7 +99,7 @@ func (c *combiner[Q, A]) do(ctx, held context.Context, asks Q) (answer A, err er
 		return r.answer, r.err
 	case <-ctx.Done():
 		if c.leave(r) {
-			return answer, ctx.Err()
+			return answer{}, ctx.Err()
 		}
 	}
 	select {
@@ -88,12 +107,12 @@ func (c *combiner[Q, A]) do(ctx, held context.Context, asks Q) (answer A, err er
 		return r.answer, r.err
 	case <-held.Done():
 		c.abandon(r)
-		return answer, held.Err()
+		return answer{}, held.Err()
 	}
 }
 
 // leave takes a call out of the queue, unless it was sent.
-func (c *combiner[Q, A]) leave(r *call[Q, A]) bool {
+func (c *combiner) leave(r *call) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := slices.Index(c.queue, r)
@@ -105,7 +124,7 @@ func (c *combiner[Q, A]) leave(r *call[Q, A]) bool {
 }
 
 // drop takes a call out of the queue, under the lock. If it was the last, nobody needs a connection.
-func (c *combiner[Q, A]) drop(i int) {
+func (c *combiner) drop(i int) {
 	c.queue = slices.Delete(c.queue, i, i+1)
 	if len(c.queue) == 0 && c.forgo != nil {
 		c.forgo()
@@ -113,7 +132,7 @@ func (c *combiner[Q, A]) drop(i int) {
 }
 
 // abandon ends the wait for a call that was sent. The statement goes on for others.
-func (c *combiner[Q, A]) abandon(r *call[Q, A]) {
+func (c *combiner) abandon(r *call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r.gone = true
@@ -126,7 +145,7 @@ func (c *combiner[Q, A]) abandon(r *call[Q, A]) {
 
 // sendQueue sends what is in the queue until it is empty, or until a statement is overdue, and so another
 // sender goes on.
-func (c *combiner[Q, A]) sendQueue() {
+func (c *combiner) sendQueue() {
 	for {
 		// Those whom the last answers have woken may be about to come: they run first.
 		runtime.Gosched()
@@ -158,7 +177,7 @@ func (c *combiner[Q, A]) sendQueue() {
 }
 
 // pass makes another sender go on, because a statement takes long.
-func (c *combiner[Q, A]) pass() {
+func (c *combiner) pass() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sending = len(c.queue) > 0; c.sending {
@@ -169,7 +188,7 @@ func (c *combiner[Q, A]) pass() {
 // connection waits for a connection as long as somebody waits in the queue; without one it is nil, and the queue
 // was empty. It is waited for before calls are taken out of the queue: the pool may be full of those who
 // wait here, and what is not sent its caller may still end.
-func (c *combiner[Q, A]) connection(ctx context.Context) (conn *pgxpool.Conn) {
+func (c *combiner) connection(ctx context.Context) (conn *pgxpool.Conn) {
 	_ = resend.Do(ctx, 0, statementTimeout, func(attempt context.Context) (err error) {
 		if conn, err = c.connect(attempt); err != nil {
 			c.refuse(ctx, err)
@@ -180,14 +199,14 @@ func (c *combiner[Q, A]) connection(ctx context.Context) (conn *pgxpool.Conn) {
 }
 
 // refuse tells those of the queue who get no connection in time, or ever.
-func (c *combiner[Q, A]) refuse(ctx context.Context, err error) {
+func (c *combiner) refuse(ctx context.Context, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if ctx.Err() != nil {
 		return // that is why
 	}
 	for i := len(c.queue) - 1; i >= 0; i-- {
-		if r := c.queue[i]; !resend.Passing(err) || (c.limit > 0 && time.Since(r.since) > c.limit) {
+		if r := c.queue[i]; !resend.Passing(err) || (r.asks.end == nil && time.Since(r.since) > resendLimit) {
 			c.drop(i)
 			r.err = fmt.Errorf("connect: %w", err)
 			close(r.done)
@@ -196,25 +215,30 @@ func (c *combiner[Q, A]) refuse(ctx context.Context, err error) {
 }
 
 // board takes calls out of the queue that may go together.
-func (c *combiner[Q, A]) board(f *flight) []*call[Q, A] {
+func (c *combiner) board(f *flight) []*call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forgo = nil
 	if len(c.queue) == 0 || f.ctx.Err() != nil {
 		return nil
 	}
-	n := c.fit(questions(c.queue[:min(len(c.queue), mostTogether)]))
-	calls := slices.Clone(c.queue[:n])
-	c.queue = slices.Delete(c.queue, 0, n)
-	f.waiting = n
+	var calls []*call
+	for _, r := range c.queue {
+		if r.asks.party == c.queue[0].asks.party && len(calls) < mostTogether {
+			calls = append(calls, r)
+		}
+	}
+	calls = calls[:c.fit(questions(calls))]
+	f.waiting = len(calls)
 	for _, r := range calls {
 		r.flight = f
 	}
+	c.queue = slices.DeleteFunc(c.queue, func(r *call) bool { return r.flight != nil })
 	return calls
 }
 
 // fly sends calls together and hands out the answers.
-func (c *combiner[Q, A]) fly(f *flight, conn *pgxpool.Conn, calls []*call[Q, A]) {
+func (c *combiner) fly(f *flight, conn *pgxpool.Conn, calls []*call) {
 	answers, err := c.send(f.ctx, conn, questions(calls))
 	ended := f.ctx.Err() != nil
 	f.cancel()
@@ -231,7 +255,7 @@ func (c *combiner[Q, A]) fly(f *flight, conn *pgxpool.Conn, calls []*call[Q, A])
 }
 
 // part sends calls one by one, each in its own time: nothing was done, because of one of them.
-func (c *combiner[Q, A]) part(calls []*call[Q, A]) {
+func (c *combiner) part(calls []*call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range calls {
@@ -240,14 +264,30 @@ func (c *combiner[Q, A]) part(calls []*call[Q, A]) {
 		}
 		alone, cancel := context.WithCancel(context.WithoutCancel(r.ctx))
 		r.flight = &flight{ctx: alone, cancel: cancel, waiting: 1}
-		go c.fly(r.flight, nil, []*call[Q, A]{r})
+		go c.fly(r.flight, nil, []*call{r})
 	}
 }
 
-func questions[Q, A any](calls []*call[Q, A]) []Q {
-	out := make([]Q, len(calls))
+func questions(calls []*call) []question {
+	out := make([]question, len(calls))
 	for i, r := range calls {
 		out[i] = r.asks
 	}
 	return out
+}
+
+// fit answers how many questions of one party go together.
+func fit(qs []question) int {
+	if qs[0].party.end {
+		return endFit(qs)
+	}
+	return dispatchFit(qs)
+}
+
+// sendTogether sends questions of one party.
+func (c *Client) sendTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	if qs[0].party.end {
+		return c.endTogether(ctx, conn, qs)
+	}
+	return c.dispatchTogether(ctx, conn, qs)
 }

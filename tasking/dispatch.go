@@ -72,21 +72,25 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	if err != nil {
 		return Dispatched{}, err
 	}
-	held, send := ctx, c.plain.do
+	held, together := ctx, c.plain
 	if p.RunHere && r.Immediate {
 		// The task may be given to this process, which must hear of it, or nobody would run it.
 		var done context.CancelFunc
 		held, done = whileHeld(ctx, by.lost)
 		defer done()
-		send = c.immediate.do
+		together = c.immediate
 	} else if by.parent == nil {
 		// It makes no difference to whom a task is not given, and all go together.
 		p.Dispatcher, p.RunHere = pgtype.UUID{}, false
 	}
-	if by.parent != nil {
-		send = c.dispatchAlone
+	var d placed
+	if by.parent == nil {
+		var a answer
+		a, err = together.do(ctx, held, question{party: party{holder: p.Dispatcher}, dispatch: &p})
+		d = a.placed
+	} else {
+		d, err = c.dispatchAlone(ctx, held, p)
 	}
-	d, err := send(ctx, held, &p)
 	if err != nil && held != ctx && held.Err() != nil {
 		err = appstatus.ErrLost
 	}
@@ -112,7 +116,7 @@ type placed struct {
 }
 
 // dispatchAlone sends a dispatch as a statement of its own. If held is not ctx, it is sent even when ctx ends.
-func (c *Client) dispatchAlone(ctx, held context.Context, p *db.TaskDispatchParams) (placed, error) {
+func (c *Client) dispatchAlone(ctx, held context.Context, p db.TaskDispatchParams) (placed, error) {
 	limit := resendLimit
 	var conn *pgxpool.Conn
 	if held != ctx {
@@ -126,33 +130,36 @@ func (c *Client) dispatchAlone(ctx, held context.Context, p *db.TaskDispatchPara
 		}
 		limit = 0
 	}
-	out, err := c.dispatchTogether(limit)(held, conn, []*db.TaskDispatchParams{p})
+	out, ours, err := c.sendDispatch(held, limit, conn, p)
 	if err != nil {
 		return placed{}, err
 	}
-	return out[0], nil
+	return placed{out[0], ours[out[0].ID]}, nil
 }
 
-// dispatchTogether makes what sends dispatches of one task each in one statement.
-func (c *Client) dispatchTogether(limit time.Duration) func(context.Context, *pgxpool.Conn, []*db.TaskDispatchParams) ([]placed, error) {
-	return func(ctx context.Context, conn *pgxpool.Conn, ps []*db.TaskDispatchParams) ([]placed, error) {
-		tasks, ours, err := c.sendDispatch(ctx, limit, conn, merged(ps))
-		if err != nil {
-			return nil, err
-		}
-		out := make([]placed, len(tasks))
-		for i, d := range tasks {
-			out[i] = placed{d, ours[d.ID]}
-		}
-		return out, nil
+// dispatchTogether sends dispatches of one task each.
+func (c *Client) dispatchTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	limit := resendLimit
+	if qs[0].party.holder.Valid {
+		limit = 0
 	}
+	tasks, ours, err := c.sendDispatch(ctx, limit, conn, merged(qs))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]answer, len(tasks))
+	for i, d := range tasks {
+		out[i].placed = placed{d, ours[d.ID]}
+	}
+	return out, nil
 }
 
-// dispatchFit answers how many of these dispatches of one task each may go together.
-func dispatchFit(ps []*db.TaskDispatchParams) int {
+// dispatchFit answers how many of these dispatches of one task each go together.
+func dispatchFit(qs []question) int {
 	weight := 0
 	fickle := map[string]bool{} // resources of tasks that may be canceled at once
-	for n, p := range ps {
+	for n, q := range qs {
+		p := q.dispatch
 		weight += 1 + len(p.Resources) + len(p.Arguments[0])>>10
 		owner := false // of a domain: everybody waits for it
 		for i, r := range p.Resources {
@@ -161,7 +168,7 @@ func dispatchFit(ps []*db.TaskDispatchParams) int {
 		switch {
 		case n == 0 && owner:
 			return 1
-		case n > 0 && (owner || weight > mostTogether || p.Dispatcher != ps[0].Dispatcher):
+		case n > 0 && (owner || weight > mostTogether):
 			return n
 		// A task that enters a queue behind one that is canceled by the same statement would wait for it forever.
 		case slices.ContainsFunc(p.Resources, func(r string) bool { return fickle[r] }):
@@ -173,14 +180,15 @@ func dispatchFit(ps []*db.TaskDispatchParams) int {
 			}
 		}
 	}
-	return len(ps)
+	return len(qs)
 }
 
 // merged lays out dispatches of one task each as one of all of them. What concerns the whole statement is alike.
-func merged(ps []*db.TaskDispatchParams) db.TaskDispatchParams {
-	all := *ps[0]
-	all.Impatient = len(ps) > 1
-	for i, p := range ps[1:] {
+func merged(qs []question) db.TaskDispatchParams {
+	all := *qs[0].dispatch
+	all.Impatient = len(qs) > 1
+	for i, q := range qs[1:] {
+		p := q.dispatch
 		kind := 0
 		for kind < len(all.KindNames) && (all.KindNames[kind] != p.KindNames[0] || all.KindVersions[kind] != p.KindVersions[0]) {
 			kind++

@@ -212,16 +212,18 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 	if err != nil {
 		return "", err
 	}
-	e, err := c.ends.do(ctx, ctx, end{holder, claim.ID, claim.Attempt, out, failed, claim.Bare(out)})
+	a, err := c.immediate.do(ctx, ctx, question{
+		party: party{holder: pgUUID(holder), end: true},
+		end:   &end{claim.ID, claim.Attempt, out, failed, claim.Bare(out)},
+	})
 	if err != nil {
 		return "", err
 	}
-	return e.state, e.err
+	return a.ended.state, a.ended.err
 }
 
 // An end is that of an attempt.
 type end struct {
-	holder  uuid.UUID
 	id      uuid.UUID
 	attempt int
 	outcome Outcome
@@ -235,28 +237,28 @@ type ended struct {
 	err   error
 }
 
-// endFit answers how many of these ends may go together.
-func endFit(es []end) int {
+// endFit answers how many of these ends go together.
+func endFit(qs []question) int {
 	weight := 0
-	for n, e := range es {
-		weight += 1 + (len(e.outcome.Result)+len(e.failed))>>10
-		if n > 0 && (weight > mostTogether || e.holder != es[0].holder) {
+	for n, q := range qs {
+		if weight += 1 + (len(q.end.outcome.Result)+len(q.end.failed))>>10; n > 0 && weight > mostTogether {
 			return n
 		}
 	}
-	return len(es)
+	return len(qs)
 }
 
 // endTogether sends the ends of attempts of one holder.
-func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, es []end) ([]ended, error) {
-	n := len(es)
+func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	n := len(qs)
 	p := db.TaskTurnParams{
-		Worker: pgUUID(es[0].holder), Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
+		Worker: qs[0].party.holder, Known: []int32{}, Runnable: []int32{}, Holding: []pgtype.UUID{},
 		IDs: make([]pgtype.UUID, n), Attempts: make([]int32, n), States: make([]string, n),
 		Results: make([]string, n), Errors: make([]string, n), Bare: true, Quick: true,
 	}
 	// Bare ones wait for nothing but a domain's owner, for whom everybody waits.
-	for i, e := range slices.SortedFunc(slices.Values(es), func(a, b end) int { return bytes.Compare(a.id[:], b.id[:]) }) {
+	for i, q := range slices.SortedFunc(slices.Values(qs), func(a, b question) int { return bytes.Compare(a.end.id[:], b.end.id[:]) }) {
+		e := q.end
 		p.IDs[i], p.Attempts[i], p.States[i] = pgUUID(e.id), int32(e.attempt), string(e.outcome.State)
 		p.Results[i], p.Errors[i], p.Bare = string(e.outcome.Result), e.failed, p.Bare && e.bare
 	}
@@ -271,16 +273,16 @@ func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, es []end) 
 	if err != nil {
 		return nil, err
 	}
-	out := make([]ended, n)
-	for i, e := range es {
-		out[i].state = e.outcome.State
+	out := make([]answer, n)
+	for i, q := range qs {
+		out[i].ended.state = q.end.outcome.State
 		for _, r := range rows {
-			if r.Event != "finish" || r.ID.Bytes != e.id {
+			if r.Event != "finish" || r.ID.Bytes != q.end.id {
 				continue
 			}
-			out[i].state = State(r.State)
+			out[i].ended.state = State(r.State)
 			if !r.Recorded {
-				out[i] = ended{err: fmt.Errorf("task %s is %s: %w", e.id, r.State, ErrLockLost)}
+				out[i].ended = ended{err: fmt.Errorf("task %s is %s: %w", q.end.id, r.State, ErrLockLost)}
 			}
 		}
 	}
