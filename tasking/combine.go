@@ -205,8 +205,8 @@ func (c *combiner) refuse(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		return // that is why
 	}
-	for i := len(c.queue) - 1; i >= 0; i-- {
-		if r := c.queue[i]; !resend.Passing(err) || (r.asks.end == nil && time.Since(r.since) > resendLimit) {
+	for i, r := range slices.Backward(c.queue) {
+		if !resend.Passing(err) || (r.asks.end == nil && time.Since(r.since) > resendLimit) {
 			c.drop(i)
 			r.err = fmt.Errorf("connect: %w", err)
 			close(r.done)

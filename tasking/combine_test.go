@@ -25,7 +25,8 @@ type wire struct {
 
 func newWire(t *testing.T) *wire {
 	w := &wire{sent: make(chan []string, 100), ends: make(chan error), connect: make(chan error)}
-	w.combiner = combiner{fit: fit,
+	w.combiner = combiner{
+		fit: fit,
 		connect: func(ctx context.Context) (*pgxpool.Conn, error) {
 			select {
 			case err := <-w.connect:

@@ -219,7 +219,7 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 	if err != nil {
 		return "", err
 	}
-	return a.ended.state, a.ended.err
+	return a.state, a.err
 }
 
 // An end is that of an attempt.
@@ -275,12 +275,12 @@ func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, qs []quest
 	}
 	out := make([]answer, n)
 	for i, q := range qs {
-		out[i].ended.state = q.end.outcome.State
+		out[i].state = q.end.outcome.State
 		for _, r := range rows {
 			if r.Event != "finish" || r.ID.Bytes != q.end.id {
 				continue
 			}
-			out[i].ended.state = State(r.State)
+			out[i].state = State(r.State)
 			if !r.Recorded {
 				out[i].ended = ended{err: fmt.Errorf("task %s is %s: %w", q.end.id, r.State, ErrLockLost)}
 			}
