@@ -112,7 +112,7 @@ FROM task_dispatch(
     $10::text[], $11::text[], $12::int[], ($13::text[])::interval[],
     $14::uuid[], $15::int[], $16::text[], $17::text[], $18::uuid[], $19::int[],
     $20::bool[], $21::bool[], $22::timestamptz[],
-    $23::int[], $24::text[], $25::bool[]) AS r (task_id, task_state, task_created_at)
+    $23::int[], $24::text[], $25::bool[], $26::bool) AS r (task_id, task_state, task_created_at)
 `
 
 type TaskDispatchParams struct {
@@ -141,6 +141,7 @@ type TaskDispatchParams struct {
 	Reserving     []int32
 	Resources     []string
 	Exclusives    []bool
+	Impatient     bool
 }
 
 type TaskDispatchRow struct {
@@ -177,6 +178,7 @@ func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchPar
 		arg.Reserving,
 		arg.Resources,
 		arg.Exclusives,
+		arg.Impatient,
 	)
 	if err != nil {
 		return nil, err
@@ -506,7 +508,7 @@ func (q *Queries) TaskStates(ctx context.Context, db DBTX, ids []pgtype.UUID) ([
 const TaskTurn = `-- name: TaskTurn :many
 SELECT task_turn($1::uuid, $2::int[], $3::int[], $4, $5, $6::uuid[],
     $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[], $12, $13,
-    $14, $15::int[], $16::int[], $17::timestamptz[])::text AS event
+    $14, $15::int[], $16::int[], $17::timestamptz[], $18)::text AS event
 `
 
 type TaskTurnParams struct {
@@ -527,6 +529,7 @@ type TaskTurnParams struct {
 	SeenKinds  []int32
 	SeenRanks  []int32
 	SeenHeads  []pgtype.Timestamptz
+	Impatient  bool
 }
 
 // A worker's one statement: finishes, claims, and tells what else there is; see the function. Locks the
@@ -551,6 +554,7 @@ func (q *Queries) TaskTurn(ctx context.Context, db DBTX, arg TaskTurnParams) ([]
 		arg.SeenKinds,
 		arg.SeenRanks,
 		arg.SeenHeads,
+		arg.Impatient,
 	)
 	if err != nil {
 		return nil, err

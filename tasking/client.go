@@ -13,6 +13,7 @@ import (
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/resend"
+	"github.com/pithworks/pith/internal/textwire"
 )
 
 // ImmediateTimeout bounds immediate tasks, wherever they run.
@@ -50,6 +51,10 @@ type Client struct {
 	cfg    Config
 	keys   keyring
 	wakeup chan struct{}
+
+	// What many goroutines ask for at the same time. Dispatches and ends of immediate tasks take turns, so that
+	// those who go together stay together.
+	plain, immediate *combiner
 }
 
 // New validates the configuration; it sends nothing.
@@ -70,7 +75,10 @@ func New(pool *pgxpool.Pool, cfg Config) (*Client, error) {
 	if cfg.ProgressInterval == 0 {
 		cfg.ProgressInterval = 2 * time.Second
 	}
-	return &Client{db: pool, q: db.New(), cfg: cfg, keys: keys, wakeup: make(chan struct{}, 1)}, nil
+	c := &Client{db: pool, q: db.New(), cfg: cfg, keys: keys, wakeup: make(chan struct{}, 1)}
+	c.plain = &combiner{connect: pool.Acquire, fit: fit, send: c.sendTogether}
+	c.immediate = &combiner{connect: pool.Acquire, fit: fit, send: c.sendTogether}
+	return c, nil
 }
 
 // Registry returns the task types that the client knows.
@@ -111,4 +119,16 @@ func sendFor[T any](ctx context.Context, limit time.Duration, what string, state
 		return out, fmt.Errorf("%s: %w", what, err)
 	}
 	return out, nil
+}
+
+// sendVia is sendFor on the pool, but for the first send, which goes by conn, if there is one. It gives it back.
+func sendVia[T any](ctx context.Context, limit time.Duration, pool *pgxpool.Pool, conn *pgxpool.Conn, statement func(context.Context, db.DBTX) (T, error)) (T, error) {
+	return sendFor(ctx, limit, "send", func(ctx context.Context) (T, error) {
+		via := textwire.Over(pool)
+		if conn != nil {
+			via = textwire.Over(conn)
+			defer func() { conn.Release(); conn = nil }()
+		}
+		return statement(ctx, via)
+	})
 }

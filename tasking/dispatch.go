@@ -59,6 +59,10 @@ func (c *Client) outside() caller {
 // it is known what became of it, or the process's lease has ended, even if ctx ends or the database is
 // away. The errors are ErrInvalid for a request that can never be dispatched, ErrUnknownType,
 // appstatus.ErrLost, and what the database says.
+//
+// Calls that are made at the same time share statements: while one is under way, the others wait for it, a
+// tenth of a second at most, and go together. If ctx ends while a call waits, nothing is sent. Each call has
+// its own outcome; a task is in the database, or not, whatever becomes of the others.
 func (c *Client) Dispatch(ctx context.Context, r Request) (Dispatched, error) {
 	return c.dispatch(ctx, c.outside(), r)
 }
@@ -68,39 +72,149 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	if err != nil {
 		return Dispatched{}, err
 	}
-	sending, limit := ctx, resendLimit
-	var conn *pgxpool.Conn
+	held, together := ctx, c.plain
 	if p.RunHere && r.Immediate {
-		if err := ctx.Err(); err != nil {
-			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
-		}
-		// Until something is sent, ctx may end it: the pool may be full of those who wait here.
-		if conn, err = send(ctx, "connect", c.db.Acquire); err != nil {
-			return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
-		}
 		// The task may be given to this process, which must hear of it, or nobody would run it.
 		var done context.CancelFunc
-		sending, done = whileHeld(ctx, by.lost)
-		limit = 0
+		held, done = whileHeld(ctx, by.lost)
 		defer done()
+		together = c.immediate
+	} else if by.parent == nil {
+		// It makes no difference to whom a task is not given, and all go together.
+		p.Dispatcher, p.RunHere = pgtype.UUID{}, false
 	}
-	out, ours, err := c.sendDispatch(sending, limit, conn, p)
-	if err != nil && conn != nil && sending.Err() != nil {
+	var d placed
+	if by.parent == nil {
+		var a answer
+		a, err = together.do(ctx, held, question{party: party{holder: p.Dispatcher}, dispatch: &p})
+		d = a.placed
+	} else {
+		d, err = c.dispatchAlone(ctx, held, p)
+	}
+	if err != nil && held != ctx && held.Err() != nil {
 		err = appstatus.ErrLost
 	}
 	if err != nil {
 		return Dispatched{}, fmt.Errorf("dispatch %s: %w", r.Name, err)
 	}
-	d := out[0]
 	switch {
-	case ours:
-		return c.runImmediate(ctx, sending, by, p, d)
+	case d.ours:
+		return c.runImmediate(ctx, held, by, p, d.Dispatched)
 	case d.State == Canceled && r.NotDeferred:
 		d.Error = &Error{Reason: ReasonBusy}
 	default:
 		c.wake()
 	}
-	return d, nil
+	return d.Dispatched, nil
+}
+
+// placed is a task that was just dispatched. It is ours if the database gave it to this process, to run it at
+// once.
+type placed struct {
+	Dispatched
+	ours bool
+}
+
+// dispatchAlone sends a dispatch as a statement of its own. If held is not ctx, it is sent even when ctx ends.
+func (c *Client) dispatchAlone(ctx, held context.Context, p db.TaskDispatchParams) (placed, error) {
+	limit := resendLimit
+	var conn *pgxpool.Conn
+	if held != ctx {
+		if err := ctx.Err(); err != nil {
+			return placed{}, err
+		}
+		// Until something is sent, ctx may end it: the pool may be full of those who wait here.
+		var err error
+		if conn, err = send(ctx, "connect", c.db.Acquire); err != nil {
+			return placed{}, err
+		}
+		limit = 0
+	}
+	out, ours, err := c.sendDispatch(held, limit, conn, p)
+	if err != nil {
+		return placed{}, err
+	}
+	return placed{out[0], ours[out[0].ID]}, nil
+}
+
+// dispatchTogether sends dispatches of one task each.
+func (c *Client) dispatchTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	limit := resendLimit
+	if qs[0].party.holder.Valid {
+		limit = 0
+	}
+	tasks, ours, err := c.sendDispatch(ctx, limit, conn, merged(qs))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]answer, len(tasks))
+	for i, d := range tasks {
+		out[i].placed = placed{d, ours[d.ID]}
+	}
+	return out, nil
+}
+
+// dispatchFit answers how many of these dispatches of one task each go together.
+func dispatchFit(qs []question) int {
+	weight := 0
+	fickle := map[string]bool{} // resources of tasks that may be canceled at once
+	for n, q := range qs {
+		p := q.dispatch
+		weight += 1 + len(p.Resources) + len(p.Arguments[0])>>10
+		owner := false // of a domain: everybody waits for it
+		for i, r := range p.Resources {
+			owner = owner || p.Exclusives[i] && strings.HasPrefix(r, domainPrefix)
+		}
+		switch {
+		case n == 0 && owner:
+			return 1
+		case n > 0 && (owner || weight > mostTogether):
+			return n
+		// A task that enters a queue behind one that is canceled by the same statement would wait for it forever.
+		case slices.ContainsFunc(p.Resources, func(r string) bool { return fickle[r] }):
+			return n
+		}
+		if !p.Deferreds[0] {
+			for _, r := range p.Resources {
+				fickle[r] = true
+			}
+		}
+	}
+	return len(qs)
+}
+
+// merged lays out dispatches of one task each as one of all of them. What concerns the whole statement is alike.
+func merged(qs []question) db.TaskDispatchParams {
+	all := *qs[0].dispatch
+	all.Impatient = len(qs) > 1
+	for i, q := range qs[1:] {
+		p := q.dispatch
+		kind := 0
+		for kind < len(all.KindNames) && (all.KindNames[kind] != p.KindNames[0] || all.KindVersions[kind] != p.KindVersions[0]) {
+			kind++
+		}
+		if kind == len(all.KindNames) {
+			all.KindNames = append(all.KindNames, p.KindNames...)
+			all.KindVersions = append(all.KindVersions, p.KindVersions...)
+			all.KindAttempts = append(all.KindAttempts, p.KindAttempts...)
+			all.KindBackoffs = append(all.KindBackoffs, p.KindBackoffs...)
+		}
+		all.Kinds = append(all.Kinds, int32(kind+1))
+		all.IDs = append(all.IDs, p.IDs...)
+		all.Arguments = append(all.Arguments, p.Arguments...)
+		all.Cids = append(all.Cids, p.Cids...)
+		all.Groups = append(all.Groups, p.Groups...)
+		all.Priorities = append(all.Priorities, p.Priorities...)
+		all.Immediates = append(all.Immediates, p.Immediates...)
+		all.Deferreds = append(all.Deferreds, p.Deferreds...)
+		all.NotBefores = append(all.NotBefores, p.NotBefores...)
+		for range p.Resources {
+			all.Reserving = append(all.Reserving, int32(i+2))
+		}
+		all.Resources = append(all.Resources, p.Resources...)
+		all.Exclusives = append(all.Exclusives, p.Exclusives...)
+	}
+	return all
 }
 
 // DispatchTx hands out tasks within the caller's transaction: they exist exactly if it commits. The
@@ -161,15 +275,14 @@ func (c *Client) prepareMany(by caller, rs []Request) (db.TaskDispatchParams, er
 	return p, err
 }
 
-// sendDispatch sends a dispatch until it is known to be in the database. It is ours if the database
-// gave the one task to this process, to run it at once. The first send goes by conn, if there is one.
-func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pgxpool.Conn, p db.TaskDispatchParams) (out []Dispatched, ours bool, err error) {
-	out, err = sendFor(ctx, limit, "send", func(ctx context.Context) ([]Dispatched, error) {
-		via := textwire.Over(c.db)
-		if conn != nil {
-			via = textwire.Over(conn)
-			defer func() { conn.Release(); conn = nil }()
-		}
+// errBusy: a statement of several callers would have had to wait for a queue's lock.
+var errBusy = errors.New("the queue of a resource is locked")
+
+// sendDispatch sends a dispatch until it is known to be in the database. Ours are the tasks that the database
+// gave to this process, to run them at once. The first send goes by conn, if there is one.
+func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pgxpool.Conn, p db.TaskDispatchParams) (out []Dispatched, ours map[uuid.UUID]bool, err error) {
+	out, err = sendVia(ctx, limit, c.db, conn, func(ctx context.Context, via db.DBTX) ([]Dispatched, error) {
+		ours = map[uuid.UUID]bool{}
 		rows, err := c.q.TaskDispatch(ctx, via, p)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
@@ -181,18 +294,35 @@ func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pg
 			}
 			rows = rows[:0]
 			for _, s := range states {
-				ours = State(s.State) == Running && s.AtOnce && s.AppLock == p.Dispatcher
+				if State(s.State) == Running && s.AtOnce && s.AppLock == p.Dispatcher {
+					ours[s.ID.Bytes] = true
+				}
 				rows = append(rows, db.TaskDispatchRow{ID: s.ID, State: s.State, CreatedAt: s.CreatedAt})
 			}
 			return dispatched(p, rows), nil
 		}
+		if p.Impatient {
+			err = impatient(err)
+		}
 		if err != nil {
 			return nil, explainDispatch(err)
 		}
-		ours = State(rows[0].State) == Running
+		for _, r := range rows {
+			if State(r.State) == Running {
+				ours[r.ID.Bytes] = true
+			}
+		}
 		return dispatched(p, rows), nil
 	})
 	return out, ours, err
+}
+
+// impatient makes of an error of a statement that may not wait for locks one that says so for good.
+func impatient(err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
+		return errBusy
+	}
+	return err
 }
 
 func explainDispatch(err error) error {
@@ -214,6 +344,7 @@ func explainDispatch(err error) error {
 // busyError is the error of a task that had to run at once and could not, as the database stores it.
 const busyError = `{"reason": "` + ReasonBusy + `"}`
 
+// dispatched lays out what the database tells of dispatched tasks in their order.
 func dispatched(p db.TaskDispatchParams, rows []db.TaskDispatchRow) []Dispatched {
 	out := make([]Dispatched, len(p.IDs))
 	// As a rule the rows come in the order of the tasks.

@@ -1,18 +1,20 @@
 package tasking
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/db"
 )
@@ -202,32 +204,80 @@ func whileHeld(ctx context.Context, lost <-chan struct{}) (context.Context, cont
 	return held, cancel
 }
 
-// finish records the outcome of one claim and answers the state that the task is in now.
+// finish records the outcome of one claim and answers the state that the task is in now. Those that are made at
+// the same time share statements.
 func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out Outcome) (State, error) {
 	failed, err := EncodeError(out.Error)
 	if err != nil {
 		return "", err
 	}
-	rows, err := sendFor(ctx, 0, "send", func(ctx context.Context) ([]TurnEvent, error) {
-		return Turn(ctx, c.db, db.TaskTurnParams{
-			Worker: pgUUID(holder),
-			IDs:    []pgtype.UUID{pgUUID(claim.ID)}, Attempts: []int32{int32(claim.Attempt)}, States: []string{string(out.State)},
-			Results: []string{string(out.Result)}, Errors: []string{failed}, Sole: claim.Sole(out), Quick: true,
-		})
+	a, err := c.immediate.do(ctx, ctx, question{
+		party: party{holder: pgUUID(holder), end: true},
+		end:   &end{claim, out, failed},
 	})
 	if err != nil {
 		return "", err
 	}
-	for _, r := range rows {
-		if r.Event != "finish" || r.ID.Bytes != claim.ID {
-			continue
+	return a.state, a.err
+}
+
+// An end is that of an attempt.
+type end struct {
+	claim   Claim
+	outcome Outcome
+	failed  string // its error, encoded
+}
+
+// ended is what became of it.
+type ended struct {
+	state State
+	err   error
+}
+
+// endFit answers how many of these ends go together.
+func endFit(qs []question) int {
+	weight := 0
+	for n, q := range qs {
+		if weight += 1 + (len(q.end.outcome.Result)+len(q.end.failed))>>10; n > 0 && weight > mostTogether {
+			return n
 		}
-		if !r.Recorded {
-			return "", fmt.Errorf("task %s is %s: %w", claim.ID, r.State, ErrLockLost)
-		}
-		return State(r.State), nil
 	}
-	return out.State, nil
+	return len(qs)
+}
+
+// endTogether sends the ends of attempts of one holder.
+func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	n := len(qs)
+	p := db.TaskTurnParams{Worker: qs[0].party.holder, Quick: true}
+	for _, q := range slices.SortedFunc(slices.Values(qs), func(a, b question) int { return bytes.Compare(a.end.claim.ID[:], b.end.claim.ID[:]) }) {
+		AddEnd(&p, q.end.claim, q.end.outcome, q.end.failed)
+	}
+	// Where nothing is reserved, they wait for nothing but a domain's owner, for whom everybody waits.
+	p.Impatient = n > 1 && !p.Sole.Valid
+	rows, err := sendVia(ctx, 0, c.db, conn, func(ctx context.Context, via db.DBTX) ([]TurnEvent, error) {
+		rows, err := Turn(ctx, via, p)
+		if p.Impatient {
+			err = impatient(err)
+		}
+		return rows, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]answer, n)
+	for i, q := range qs {
+		out[i].state = q.end.outcome.State
+		for _, r := range rows {
+			if r.Event != "finish" || r.ID.Bytes != q.end.claim.ID {
+				continue
+			}
+			out[i].state = State(r.State)
+			if !r.Recorded {
+				out[i].ended = ended{err: fmt.Errorf("task %s is %s: %w", q.end.claim.ID, r.State, ErrLockLost)}
+			}
+		}
+	}
+	return out, nil
 }
 
 // EncodeError is an error as the database stores it: "" for none.

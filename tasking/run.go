@@ -44,7 +44,7 @@ func (c Claim) Sole(out Outcome) pgtype.Text {
 		return pgtype.Text{Valid: true}
 	}
 	r := c.Reserved[0]
-	return pgtype.Text{String: r, Valid: !strings.HasPrefix(r, "shared:") && !strings.HasPrefix(r, domains)}
+	return pgtype.Text{String: r, Valid: !strings.HasPrefix(r, "shared:") && !strings.HasPrefix(r, domainPrefix)}
 }
 
 // Run is what a task function knows of its own task. Its methods write only while the process holds

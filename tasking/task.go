@@ -40,10 +40,10 @@ func (s State) Valid() bool {
 
 // Domain is the one domain of an installation. Every task shares it; a task that reserves it
 // exclusively runs alone.
-const Domain = domains + "018f0000-0000-7000-8000-000000000001"
+const Domain = domainPrefix + "018f0000-0000-7000-8000-000000000001"
 
-// domains begins the name of each domain.
-const domains = "prn:core.domain:"
+// domainPrefix is what the database knows a domain by.
+const domainPrefix = "prn:core.domain:"
 
 // Errors that callers may want to tell apart.
 var (

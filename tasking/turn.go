@@ -47,3 +47,18 @@ func Turn(ctx context.Context, d db.DBTX, p db.TaskTurnParams) ([]TurnEvent, err
 	}
 	return events, nil
 }
+
+// AddEnd has a turn end an attempt of claim with out, whose error is failed (see EncodeError). The ends of a turn
+// are added in the order of their ids: the database locks the tasks in the order in which they come.
+func AddEnd(p *db.TaskTurnParams, claim Claim, out Outcome, failed string) {
+	sole := claim.Sole(out)
+	if len(p.IDs) > 0 && (sole != p.Sole || sole.String != "") {
+		sole = pgtype.Text{} // to be looked up
+	}
+	p.Sole = sole
+	p.IDs = append(p.IDs, pgUUID(claim.ID))
+	p.Attempts = append(p.Attempts, int32(claim.Attempt))
+	p.States = append(p.States, string(out.State))
+	p.Results = append(p.Results, string(out.Result))
+	p.Errors = append(p.Errors, failed)
+}

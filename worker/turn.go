@@ -176,21 +176,12 @@ func (s *shift) params(t turn) (db.TaskTurnParams, error) {
 		}
 	}
 	slices.SortFunc(t.sent, func(a, b *slot) int { return bytes.Compare(a.claim.ID[:], b.claim.ID[:]) }) // to be locked in this order
-	for i, e := range t.sent {
+	for _, e := range t.sent {
 		failed, err := tasking.EncodeError(e.outcome.Error)
 		if err != nil {
 			return p, err
 		}
-		p.IDs = append(p.IDs, pgUUID(e.claim.ID))
-		p.Attempts = append(p.Attempts, int32(e.claim.Attempt))
-		p.States = append(p.States, string(e.outcome.State))
-		p.Results = append(p.Results, string(e.outcome.Result))
-		p.Errors = append(p.Errors, failed)
-		if sole := e.claim.Sole(e.outcome); i == 0 {
-			p.Sole = sole
-		} else if sole != p.Sole || sole.String != "" {
-			p.Sole = pgtype.Text{} // several have nothing in common but a share
-		}
+		tasking.AddEnd(&p, e.claim, e.outcome, failed)
 	}
 	return p, nil
 }

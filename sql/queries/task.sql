@@ -7,7 +7,7 @@ FROM task_dispatch(
     @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
     @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
     @immediates::bool[], @deferreds::bool[], @not_befores::timestamptz[],
-    @reserving::int[], @resources::text[], @exclusives::bool[]) AS r (task_id, task_state, task_created_at);
+    @reserving::int[], @resources::text[], @exclusives::bool[], @impatient::bool) AS r (task_id, task_state, task_created_at);
 
 -- name: TaskTurn :many
 -- A worker's one statement: finishes, claims, and tells what else there is; see the function. Locks the
@@ -15,7 +15,7 @@ FROM task_dispatch(
 -- PostgreSQL takes longer to read a list of columns, each time, than to run a turn of one task.
 SELECT task_turn(@worker::uuid, @known::int[], @runnable::int[], @wanted, @recovering, @holding::uuid[],
     @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], sqlc.narg(sole), @quick,
-    @searching, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[])::text AS event;
+    @searching, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[], @impatient)::text AS event;
 
 -- name: TaskEnqueueDue :one
 -- Queues tasks whose time has come; answers how many. Locks the queues that they enter.

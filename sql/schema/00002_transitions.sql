@@ -109,6 +109,17 @@ $$;
 COMMENT ON FUNCTION resource_lock_all IS
     'Locks the queues of these resources, domains not among them: shared ones against exclusive ones, exclusive ones against all. Locks the domains in share, or, if one is owned, against all. Answers whether an exclusive reservation of a domain was queued: then shares have rows, and their queue is locked, too.';
 
+-- +goose StatementBegin
+CREATE FUNCTION resource_lock_all_briefly(shared text[], exclusive text[], owned boolean) RETURNS boolean LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+BEGIN
+    RETURN resource_lock_all(shared, exclusive, owned);
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION resource_lock_all_briefly IS
+    'As resource_lock_all, but waits 50 ms at most for each lock, then fails with lock_not_available: for statements that carry the requests of several callers, of whom one may have to wait for long.';
+
 -- Entering the queues ----------------------------------------------------------------------------
 
 -- +goose StatementBegin
@@ -220,7 +231,7 @@ CREATE FUNCTION task_dispatch(
     kind_names text[], kind_versions text[], kind_attempts int[], kind_backoffs interval[],
     ids uuid[], kinds int[], arguments text[], cids text[], groups uuid[], priorities int[],
     immediates boolean[], deferreds boolean[], not_befores timestamptz[],
-    reserving int[], resources text[], exclusives boolean[])
+    reserving int[], resources text[], exclusives boolean[], impatient boolean)
 RETURNS TABLE (task_id uuid, task_state task_state, task_created_at timestamptz) LANGUAGE plpgsql
 SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
@@ -257,7 +268,8 @@ BEGIN
     END IF;
 
     -- Joining a queue in share needs only to keep out those who change it for an exclusive one.
-    IF resource_lock_all(weak, strong, cardinality(owned) > 0) OR cardinality(owned) > 0 THEN
+    IF (CASE WHEN impatient THEN resource_lock_all_briefly(weak, strong, cardinality(owned) > 0)
+             ELSE resource_lock_all(weak, strong, cardinality(owned) > 0) END) OR cardinality(owned) > 0 THEN
         SELECT coalesce(array_agg(e.t), '{}'), coalesce(array_agg(e.r), '{}'), coalesce(array_agg(e.x), '{}')
         INTO entries, names, modes
         FROM (SELECT u.t, u.r, u.x FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE due IS NULL OR due[u.t]
@@ -339,7 +351,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_dispatch IS
-    'Inserts tasks, all or none. A due one enters the queues of its resources; an immediate one that nothing blocks is held by the dispatcher at once, if it wants to run it here; one that may not be deferred and is blocked is canceled at once. Sent twice it fails on the primary key. PT001: the parent is not held by the dispatcher (any more). PT002: somebody else dispatched this schedule.';
+    'Inserts tasks, all or none. A due one enters the queues of its resources; an immediate one that nothing blocks is held by the dispatcher at once, if it wants to run it here; one that may not be deferred and is blocked is canceled at once. Sent twice it fails on the primary key. impatient: see resource_lock_all_briefly. PT001: the parent is not held by the dispatcher (any more). PT002: somebody else dispatched this schedule.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_reserves(ids uuid[]) RETURNS TABLE (task int, name text, exclusive boolean, seq bigint)
@@ -500,6 +512,17 @@ COMMENT ON FUNCTION task_queues_lock IS
     'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait, with the places of those that stand there exclusively. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
 
 -- +goose StatementBegin
+CREATE FUNCTION task_queues_lock_briefly(ids uuid[], bare boolean) RETURNS record LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+BEGIN
+    RETURN task_queues_lock(ids, bare);
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_queues_lock_briefly IS
+    'As task_queues_lock, but waits 50 ms at most for each lock: see resource_lock_all_briefly.';
+
+-- +goose StatementBegin
 CREATE FUNCTION task_queues_leave(
     names text[], seqs bigint[], tasks uuid[], freed text[], places bigint[], owned text[], ended uuid[])
 RETURNS void LANGUAGE plpgsql AS $$
@@ -601,7 +624,7 @@ COMMENT ON FUNCTION task_finish_sole IS
     'Completes one task, as task_finish does, for a third of its cost: without arrays, and with what it reserves known. sole: one resource, which it reserves exclusively, or the empty text, and nothing else but a share of its domain; it has no progress reports. False: nothing was done but locking, since sole is null, or a domain is contended, or the task is not running here.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], sole text)
+CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], sole text, impatient boolean)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     bare    boolean := coalesce(sole = '', false);
@@ -613,7 +636,7 @@ BEGIN
     IF cardinality(ids) = 1 AND states[1] = 'completed' AND task_finish_sole(holder, ids[1], attempts[1], results[1], sole) THEN
         RETURN false;
     END IF;
-    leaving := task_queues_lock(ids, bare);
+    leaving := CASE WHEN impatient THEN task_queues_lock_briefly(ids, bare) ELSE task_queues_lock(ids, bare) END;
     IF holder IS NOT NULL THEN
         PERFORM 1 FROM app_status a WHERE a.id = holder FOR KEY SHARE;
     END IF;
@@ -657,7 +680,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_finish IS
-    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. sole: the empty text if they reserve nothing but a share of their domain, and have no progress reports, or the resource of a single one, see task_finish_sole; else null. Answers whether some did not end as asked: see task_finished.';
+    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. sole: the empty text if they reserve nothing but a share of their domain, and have no progress reports, or the resource of a single one, see task_finish_sole; else null. impatient: see resource_lock_all_briefly. Answers whether some did not end as asked: see task_finished.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_finished(ids uuid[], attempts int[], states text[], errors text[])
@@ -727,7 +750,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM task_finish(NULL, ids, attempts, array_fill('failed'::text, ARRAY[cardinality(ids)]),
-        array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]), NULL);
+        array_fill(''::text, ARRAY[cardinality(ids)]), array_fill(error, ARRAY[cardinality(ids)]), NULL, false);
     RETURN QUERY SELECT t.id, t.state FROM task t WHERE t.id = ANY (ids) AND t.state NOT IN ('running', 'canceling');
 END
 $$;
@@ -741,7 +764,7 @@ COMMENT ON FUNCTION task_abandoned_finish IS
 CREATE FUNCTION task_turn(
     worker uuid, known int[], runnable int[], wanted int, recovering boolean, holding uuid[],
     ids uuid[], attempts int[], states text[], results text[], errors text[], sole text, quick boolean,
-    searching boolean, seen_kinds int[], seen_ranks int[], seen_heads timestamptz[])
+    searching boolean, seen_kinds int[], seen_ranks int[], seen_heads timestamptz[], impatient boolean)
 RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_attempt int, recorded boolean,
     arguments text, cid text, in_group uuid, parent uuid, immediate boolean, reserved text[],
     created timestamptz, due_in double precision) LANGUAGE plpgsql
@@ -759,7 +782,7 @@ DECLARE
     moved   boolean := false;
     strange int[] := '{}';
 BEGIN
-    IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, sole) THEN
+    IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, sole, impatient) THEN
         RETURN QUERY
         SELECT 'finish', f.task_id, 0, coalesce(f.task_state, ''), coalesce(f.task_attempt, 0), f.recorded,
             '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
@@ -890,7 +913,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind: only when searching), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind: only when searching), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late), tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole, impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- Processes --------------------------------------------------------------------------------------
 
@@ -994,7 +1017,7 @@ COMMENT ON FUNCTION app_beat IS
     'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. If looking, the third number is 1 if tasks of other than these kinds wait for nothing but a worker, and have for a quarter of a second: then there are more of them than polls find. An array, since three columns take a seventh more of the time.';
 
 -- +goose Down
-DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock, task_leaving,
+DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock_briefly, task_queues_lock, task_leaving,
     domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
-    resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
+    resource_lock_all_briefly, resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
 
