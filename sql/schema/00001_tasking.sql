@@ -94,7 +94,7 @@ CREATE TABLE task (
     CONSTRAINT task_app_lock_fkey FOREIGN KEY (app_lock) REFERENCES app_status ON DELETE SET NULL,
     CONSTRAINT task_parent_fkey FOREIGN KEY (parent_task) REFERENCES task ON DELETE SET NULL,
     CONSTRAINT task_group_fkey FOREIGN KEY (task_group) REFERENCES task_group
-) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
 COMMENT ON TABLE task IS 'One row per dispatched task, from dispatch until it is purged. Its rows are checked by the functions that write them and by the tests: PostgreSQL reads a CHECK anew in each statement, and six of them took two thirds of the time of an insert.';
