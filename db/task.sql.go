@@ -105,14 +105,12 @@ func (q *Queries) TaskChildren(ctx context.Context, db DBTX, parent pgtype.UUID)
 }
 
 const TaskDispatch = `-- name: TaskDispatch :many
-SELECT r.task_id::uuid AS id, r.task_state::text AS state, r.task_created_at::timestamptz AS created_at
-FROM task_dispatch(
-    $1::text, $2::uuid, $3::bool, $4::uuid, $5::int, ($6::text)::json,
+SELECT task_dispatch($1, $2::uuid, $3, $4::uuid, $5, ($6::text)::json,
     $7::uuid, $8::timestamptz, $9::timestamptz,
     $10::text[], $11::text[], $12::int[], ($13::text[])::interval[],
     $14::uuid[], $15::int[], $16::text[], $17::text[], $18::uuid[], $19::int[],
     $20::bool[], $21::bool[], $22::timestamptz[],
-    $23::int[], $24::text[], $25::bool[], $26::bool) AS r (task_id, task_state, task_created_at)
+    $23::int[], $24::text[], $25::bool[], $26)::text AS placed
 `
 
 type TaskDispatchParams struct {
@@ -144,14 +142,9 @@ type TaskDispatchParams struct {
 	Impatient     bool
 }
 
-type TaskDispatchRow struct {
-	ID        pgtype.UUID
-	State     string
-	CreatedAt pgtype.Timestamptz
-}
-
-// Inserts tasks and queues them: see the function, which takes the locks of their resources.
-func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchParams) ([]TaskDispatchRow, error) {
+// Inserts tasks and queues them: see the function, which takes the locks of their resources. A row is the
+// text of a record: see TaskTurn.
+func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchParams) ([]string, error) {
 	rows, err := db.Query(ctx, TaskDispatch,
 		arg.Domain,
 		arg.Dispatcher,
@@ -184,13 +177,13 @@ func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchPar
 		return nil, err
 	}
 	defer rows.Close()
-	var items []TaskDispatchRow
+	var items []string
 	for rows.Next() {
-		var i TaskDispatchRow
-		if err := rows.Scan(&i.ID, &i.State, &i.CreatedAt); err != nil {
+		var placed string
+		if err := rows.Scan(&placed); err != nil {
 			return nil, err
 		}
-		items = append(items, i)
+		items = append(items, placed)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

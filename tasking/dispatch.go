@@ -230,7 +230,7 @@ func (c *Client) DispatchTx(ctx context.Context, tx pgx.Tx, rs ...Request) ([]Di
 	if err != nil {
 		return nil, err
 	}
-	rows, err := c.q.TaskDispatch(ctx, textwire.Over(tx), p)
+	rows, err := c.place(ctx, textwire.Over(tx), p)
 	if err != nil {
 		return nil, fmt.Errorf("dispatch %d tasks: %w", len(rs), explainDispatch(err))
 	}
@@ -283,7 +283,7 @@ var errBusy = errors.New("the queue of a resource is locked")
 func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pgxpool.Conn, p db.TaskDispatchParams) (out []Dispatched, ours map[uuid.UUID]bool, err error) {
 	out, err = sendVia(ctx, limit, c.db, conn, func(ctx context.Context, via db.DBTX) ([]Dispatched, error) {
 		ours = map[uuid.UUID]bool{}
-		rows, err := c.q.TaskDispatch(ctx, via, p)
+		rows, err := c.place(ctx, via, p)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
 			// An earlier send was committed, all of it, and its answer lost. Workers may have moved
@@ -297,7 +297,7 @@ func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pg
 				if State(s.State) == Running && s.AtOnce && s.AppLock == p.Dispatcher {
 					ours[s.ID.Bytes] = true
 				}
-				rows = append(rows, db.TaskDispatchRow{ID: s.ID, State: s.State, CreatedAt: s.CreatedAt})
+				rows = append(rows, row{s.ID, s.State, s.CreatedAt})
 			}
 			return dispatched(p, rows), nil
 		}
@@ -308,8 +308,8 @@ func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pg
 			return nil, explainDispatch(err)
 		}
 		for _, r := range rows {
-			if State(r.State) == Running {
-				ours[r.ID.Bytes] = true
+			if State(r.state) == Running {
+				ours[r.id.Bytes] = true
 			}
 		}
 		return dispatched(p, rows), nil
@@ -344,22 +344,45 @@ func explainDispatch(err error) error {
 // busyError is the error of a task that had to run at once and could not, as the database stores it.
 const busyError = `{"reason": "` + ReasonBusy + `"}`
 
+// row is what the database tells of a dispatched task.
+type row struct {
+	id        pgtype.UUID
+	state     string
+	createdAt pgtype.Timestamptz
+}
+
+// place sends a dispatch once.
+func (c *Client) place(ctx context.Context, via db.DBTX, p db.TaskDispatchParams) ([]row, error) {
+	texts, err := c.q.TaskDispatch(ctx, via, p)
+	if err != nil {
+		return nil, err
+	}
+	var records textwire.Records
+	rows := make([]row, len(texts))
+	for i, text := range texts {
+		if err := records.Scan(text, &rows[i].id, &rows[i].state, &rows[i].createdAt); err != nil {
+			return nil, err
+		}
+	}
+	return rows, nil
+}
+
 // dispatched lays out what the database tells of dispatched tasks in their order.
-func dispatched(p db.TaskDispatchParams, rows []db.TaskDispatchRow) []Dispatched {
+func dispatched(p db.TaskDispatchParams, rows []row) []Dispatched {
 	out := make([]Dispatched, len(p.IDs))
 	// As a rule the rows come in the order of the tasks.
 	var at map[[16]byte]int
 	for i, r := range rows {
-		if i >= len(p.IDs) || r.ID.Bytes != p.IDs[i].Bytes {
+		if i >= len(p.IDs) || r.id.Bytes != p.IDs[i].Bytes {
 			if at == nil {
 				at = make(map[[16]byte]int, len(p.IDs))
 				for i, id := range p.IDs {
 					at[id.Bytes] = i
 				}
 			}
-			i = at[r.ID.Bytes]
+			i = at[r.id.Bytes]
 		}
-		out[i] = Dispatched{ID: r.ID.Bytes, State: State(r.State), CreatedAt: r.CreatedAt.Time.UTC()}
+		out[i] = Dispatched{ID: r.id.Bytes, State: State(r.state), CreatedAt: r.createdAt.Time.UTC()}
 	}
 	return out
 }
@@ -372,7 +395,6 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 		IDs: make([]pgtype.UUID, 0, n), Kinds: make([]int32, 0, n), Arguments: make([]string, 0, n),
 		Cids: make([]string, 0, n), Groups: make([]pgtype.UUID, 0, n), Priorities: make([]int32, 0, n),
 		Immediates: make([]bool, 0, n), Deferreds: make([]bool, 0, n), NotBefores: make([]pgtype.Timestamptz, 0, n),
-		Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
 	}
 	var kinds kinds
 	for i := range rs {

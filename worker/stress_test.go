@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -153,7 +154,7 @@ func (s *stress) dispatch(ctx context.Context, rng *rand.Rand, h *holder) {
 		held := h.held[rng.IntN(len(h.held))]
 		p.Parent, p.ParentAttempt = held.id, held.attempt
 	}
-	var rows []db.TaskDispatchRow
+	var rows []string
 	err := s.send(ctx, func() (err error) {
 		rows, err = s.q.TaskDispatch(ctx, s.pool, p)
 		return err
@@ -172,7 +173,7 @@ func (s *stress) dispatch(ctx context.Context, rng *rand.Rand, h *holder) {
 	}
 	for i, task := range tasks {
 		s.log.Record(queuecheck.Event{Kind: queuecheck.Acknowledged, Task: task})
-		if rows[i].State == "running" {
+		if strings.Contains(rows[i], ",running,") {
 			s.record(h, queuecheck.Event{Kind: queuecheck.Started, Task: task, Attempt: 1})
 			h.held = append(h.held, heldTask{id: p.IDs[i], task: task, attempt: 1})
 		}

@@ -1,13 +1,12 @@
 -- name: TaskDispatch :many
--- Inserts tasks and queues them: see the function, which takes the locks of their resources.
-SELECT r.task_id::uuid AS id, r.task_state::text AS state, r.task_created_at::timestamptz AS created_at
-FROM task_dispatch(
-    @domain::text, sqlc.narg(dispatcher)::uuid, @run_here::bool, sqlc.narg(parent)::uuid, @parent_attempt::int, (@busy::text)::json,
+-- Inserts tasks and queues them: see the function, which takes the locks of their resources. A row is the
+-- text of a record: see TaskTurn.
+SELECT task_dispatch(@domain, sqlc.narg(dispatcher)::uuid, @run_here, sqlc.narg(parent)::uuid, @parent_attempt, (@busy::text)::json,
     sqlc.narg(schedule)::uuid, sqlc.narg(schedule_due)::timestamptz, sqlc.narg(schedule_next)::timestamptz,
     @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
     @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
     @immediates::bool[], @deferreds::bool[], @not_befores::timestamptz[],
-    @reserving::int[], @resources::text[], @exclusives::bool[], @impatient::bool) AS r (task_id, task_state, task_created_at);
+    @reserving::int[], @resources::text[], @exclusives::bool[], @impatient)::text AS placed;
 
 -- name: TaskTurn :many
 -- A worker's one statement: finishes, claims, and tells what else there is; see the function. Locks the
