@@ -1,10 +1,12 @@
 package tasking
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -290,4 +292,143 @@ func (c *Client) sendTogether(ctx context.Context, conn *pgxpool.Conn, qs []ques
 		return c.endTogether(ctx, conn, qs)
 	}
 	return c.dispatchTogether(ctx, conn, qs)
+}
+
+// dispatchTogether sends dispatches of one task each.
+func (c *Client) dispatchTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	limit := resendLimit
+	if qs[0].party.holder.Valid {
+		limit = 0
+	}
+	tasks, ours, err := c.sendDispatch(ctx, limit, conn, merged(qs))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]answer, len(tasks))
+	for i, d := range tasks {
+		out[i].placed = placed{d, ours[d.ID]}
+	}
+	return out, nil
+}
+
+// dispatchFit answers how many of these dispatches of one task each go together.
+func dispatchFit(qs []question) int {
+	weight := 0
+	fickle := map[string]bool{} // resources of tasks that may be canceled at once
+	for n, q := range qs {
+		p := q.dispatch
+		weight += 1 + len(p.Resources) + len(p.Arguments[0])>>10
+		owner := false // of a domain: everybody waits for it
+		for i, r := range p.Resources {
+			owner = owner || p.Exclusives[i] && strings.HasPrefix(r, domainPrefix)
+		}
+		switch {
+		case n == 0 && owner:
+			return 1
+		case n > 0 && (owner || weight > mostTogether):
+			return n
+		// A task that enters a queue behind one that is canceled by the same statement would wait for it forever.
+		case slices.ContainsFunc(p.Resources, func(r string) bool { return fickle[r] }):
+			return n
+		}
+		if !p.Deferreds[0] {
+			for _, r := range p.Resources {
+				fickle[r] = true
+			}
+		}
+	}
+	return len(qs)
+}
+
+// merged lays out dispatches of one task each as one of all of them. What concerns the whole statement is alike.
+func merged(qs []question) db.TaskDispatchParams {
+	all := *qs[0].dispatch
+	all.Impatient = len(qs) > 1
+	for i, q := range qs[1:] {
+		p := q.dispatch
+		kind := 0
+		for kind < len(all.KindNames) && (all.KindNames[kind] != p.KindNames[0] || all.KindVersions[kind] != p.KindVersions[0]) {
+			kind++
+		}
+		if kind == len(all.KindNames) {
+			all.KindNames = append(all.KindNames, p.KindNames...)
+			all.KindVersions = append(all.KindVersions, p.KindVersions...)
+			all.KindAttempts = append(all.KindAttempts, p.KindAttempts...)
+			all.KindBackoffs = append(all.KindBackoffs, p.KindBackoffs...)
+		}
+		all.Kinds = append(all.Kinds, int32(kind+1))
+		all.IDs = append(all.IDs, p.IDs...)
+		all.Arguments = append(all.Arguments, p.Arguments...)
+		all.Cids = append(all.Cids, p.Cids...)
+		all.Groups = append(all.Groups, p.Groups...)
+		all.Priorities = append(all.Priorities, p.Priorities...)
+		all.Immediates = append(all.Immediates, p.Immediates...)
+		all.Deferreds = append(all.Deferreds, p.Deferreds...)
+		all.NotBefores = append(all.NotBefores, p.NotBefores...)
+		for range p.Resources {
+			all.Reserving = append(all.Reserving, int32(i+2))
+		}
+		all.Resources = append(all.Resources, p.Resources...)
+		all.Exclusives = append(all.Exclusives, p.Exclusives...)
+	}
+	return all
+}
+
+// An end is that of an attempt.
+type end struct {
+	claim   Claim
+	outcome Outcome
+	failed  string // its error, encoded
+}
+
+// ended is what became of it.
+type ended struct {
+	state State
+	err   error
+}
+
+// endFit answers how many of these ends go together.
+func endFit(qs []question) int {
+	weight := 0
+	for n, q := range qs {
+		if weight += 1 + (len(q.end.outcome.Result)+len(q.end.failed))>>10; n > 0 && weight > mostTogether {
+			return n
+		}
+	}
+	return len(qs)
+}
+
+// endTogether sends the ends of attempts of one holder.
+func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
+	n := len(qs)
+	p := db.TaskTurnParams{Worker: qs[0].party.holder, Quick: true}
+	for _, q := range slices.SortedFunc(slices.Values(qs), func(a, b question) int { return bytes.Compare(a.end.claim.ID[:], b.end.claim.ID[:]) }) {
+		AddEnd(&p, q.end.claim, q.end.outcome, q.end.failed)
+	}
+	// Where nothing is reserved, they wait for nothing but a domain's owner, for whom everybody waits.
+	p.Impatient = n > 1 && !p.Sole.Valid
+	rows, err := sendVia(ctx, 0, c.db, conn, func(ctx context.Context, via db.DBTX) ([]TurnEvent, error) {
+		rows, err := Turn(ctx, via, p)
+		if p.Impatient {
+			err = impatient(err)
+		}
+		return rows, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]answer, n)
+	for i, q := range qs {
+		out[i].state = q.end.outcome.State
+		for _, r := range rows {
+			if r.Event != "finish" || r.ID.Bytes != q.end.claim.ID {
+				continue
+			}
+			out[i].state = State(r.State)
+			if !r.Recorded {
+				out[i].ended = ended{err: fmt.Errorf("task %s is %s: %w", q.end.claim.ID, r.State, ErrLockLost)}
+			}
+		}
+	}
+	return out, nil
 }

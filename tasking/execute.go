@@ -1,20 +1,17 @@
 package tasking
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pithworks/pith/db"
 )
@@ -219,65 +216,6 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 		return "", err
 	}
 	return a.state, a.err
-}
-
-// An end is that of an attempt.
-type end struct {
-	claim   Claim
-	outcome Outcome
-	failed  string // its error, encoded
-}
-
-// ended is what became of it.
-type ended struct {
-	state State
-	err   error
-}
-
-// endFit answers how many of these ends go together.
-func endFit(qs []question) int {
-	weight := 0
-	for n, q := range qs {
-		if weight += 1 + (len(q.end.outcome.Result)+len(q.end.failed))>>10; n > 0 && weight > mostTogether {
-			return n
-		}
-	}
-	return len(qs)
-}
-
-// endTogether sends the ends of attempts of one holder.
-func (c *Client) endTogether(ctx context.Context, conn *pgxpool.Conn, qs []question) ([]answer, error) {
-	n := len(qs)
-	p := db.TaskTurnParams{Worker: qs[0].party.holder, Quick: true}
-	for _, q := range slices.SortedFunc(slices.Values(qs), func(a, b question) int { return bytes.Compare(a.end.claim.ID[:], b.end.claim.ID[:]) }) {
-		AddEnd(&p, q.end.claim, q.end.outcome, q.end.failed)
-	}
-	// Where nothing is reserved, they wait for nothing but a domain's owner, for whom everybody waits.
-	p.Impatient = n > 1 && !p.Sole.Valid
-	rows, err := sendVia(ctx, 0, c.db, conn, func(ctx context.Context, via db.DBTX) ([]TurnEvent, error) {
-		rows, err := Turn(ctx, via, p)
-		if p.Impatient {
-			err = impatient(err)
-		}
-		return rows, err
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := make([]answer, n)
-	for i, q := range qs {
-		out[i].state = q.end.outcome.State
-		for _, r := range rows {
-			if r.Event != "finish" || r.ID.Bytes != q.end.claim.ID {
-				continue
-			}
-			out[i].state = State(r.State)
-			if !r.Recorded {
-				out[i].ended = ended{err: fmt.Errorf("task %s is %s: %w", q.end.claim.ID, r.State, ErrLockLost)}
-			}
-		}
-	}
-	return out, nil
 }
 
 // EncodeError is an error as the database stores it: "" for none.
