@@ -96,8 +96,8 @@ func makeDir(dir string, id identity) error {
 	return id.canReach(dir)
 }
 
-// tryLock takes the lock file at path, or fails with ErrInUse. Closing the file
-// releases it, and so does our death.
+// tryLock takes the lock file at path, or fails with ErrInUse. unlock releases it,
+// and so does our death.
 func tryLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -111,6 +111,13 @@ func tryLock(path string) (*os.File, error) {
 		return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
 	}
 	return f, nil
+}
+
+// unlock releases a lock file. Closing alone leaves it locked for as long as a child holds it that another
+// goroutine has forked, and that has not begun its program yet.
+func unlock(f *os.File) error {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+	return errors.Join(err, f.Close())
 }
 
 // lock takes the lock file at path, waiting for it if need be.
@@ -204,7 +211,7 @@ func sweep(run string) {
 		}
 		if pid, is := postmaster(dead.data()); is == alive {
 			_ = syscall.Kill(pid, syscall.SIGQUIT)
-			_ = dead.lock.Close()
+			_ = unlock(dead.lock)
 			continue
 		}
 		_ = dead.close()
@@ -217,7 +224,7 @@ func (h *home) close() error {
 	if h.ephemeral {
 		err = os.RemoveAll(h.dir)
 	}
-	return errors.Join(err, h.lock.Close())
+	return errors.Join(err, unlock(h.lock))
 }
 
 // major returns the major version that made the data, 0 if there is none yet.

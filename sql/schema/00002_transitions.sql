@@ -36,15 +36,16 @@ COMMENT ON FUNCTION resource_is_domain IS
     'Every task shares its domain. Such a share takes one stripe and has no row in the queue while no exclusive reservation of the domain is queued.';
 
 -- +goose StatementBegin
-CREATE FUNCTION resource_contended(queue text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION resources_contended(queues text[]) RETURNS text[] LANGUAGE plpgsql STABLE AS $$
 BEGIN
     -- Granted rows stand first and an exclusive grant stands alone, so the last row tells.
-    RETURN coalesce((SELECT r.exclusive OR NOT r.granted FROM task_reservation r
-                     WHERE r.resource = queue ORDER BY r.seq DESC LIMIT 1), false);
+    RETURN ARRAY(SELECT q.name FROM (SELECT DISTINCT u FROM unnest(queues) u OFFSET 0) q (name)
+                 WHERE (SELECT r.exclusive OR NOT r.granted FROM task_reservation r
+                        WHERE r.resource = q.name ORDER BY r.seq DESC LIMIT 1));
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION resource_contended IS 'Whether an exclusive reservation is queued, granted or not.';
+COMMENT ON FUNCTION resources_contended IS 'Those of these resources for which an exclusive reservation is queued, granted or not.';
 
 -- +goose StatementBegin
 CREATE FUNCTION resource_lock_buckets(shared text[], exclusive text[]) RETURNS void LANGUAGE plpgsql AS $$
@@ -462,8 +463,9 @@ COMMENT ON FUNCTION task_leaving IS
 CREATE FUNCTION task_queues_lock(ids uuid[], bare boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[], OUT freed text[],
     OUT places bigint[], OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
 DECLARE
-    l    record;
-    weak text[] := '{}';
+    l         record;
+    contended text[];
+    weak      text[] := '{}';
 BEGIN
     IF bare THEN
         domains := resource_lock_all('{}', '{}', false);
@@ -481,11 +483,9 @@ BEGIN
     owned := l.owned;
     IF cardinality(l.shared) > 0 THEN
         -- Leaving a queue in share matters to nobody unless an exclusive reservation is queued there.
-        SELECT freed || coalesce(array_agg(n.name) FILTER (WHERE n.contended), '{}'),
-               coalesce(array_agg(n.name) FILTER (WHERE NOT n.contended), '{}')
-        INTO freed, weak
-        FROM (SELECT s.name, resource_contended(s.name) AS contended
-              FROM (SELECT DISTINCT u FROM unnest(l.shared) u OFFSET 0) s (name) OFFSET 0) n;
+        contended := resources_contended(l.shared);
+        freed := freed || contended;
+        weak := ARRAY(SELECT DISTINCT u FROM unnest(l.shared) u WHERE u <> ALL (contended));
     END IF;
     IF domains THEN
         NULL; -- bare: there is nothing else to lock
@@ -499,7 +499,7 @@ BEGIN
         l := task_leaving(ids, true);
         freed := freed || ARRAY(SELECT DISTINCT u FROM unnest(l.shared) u WHERE resource_is_domain(u));
     END IF;
-    IF cardinality(weak) > 0 AND (SELECT bool_or(resource_contended(w)) FROM unnest(weak) w) THEN
+    IF cardinality(weak) > 0 AND cardinality(resources_contended(weak)) > 0 THEN
         RAISE EXCEPTION 'an exclusive reservation came in between' USING ERRCODE = 'serialization_failure';
     END IF;
     names := l.names;
@@ -542,21 +542,25 @@ BEGIN
     -- The longest compatible prefix of each queue: its first pending reservation, if nothing that
     -- excludes it stands before it, and behind a shared one the further shared ones up to the first
     -- exclusive one. Read from the pending one, never through the granted ones: depth does not matter.
-    -- Who held the queue alone stood first, so what is before its place is dead.
+    -- Who held the queue alone stood first, so what is before its place is dead, and nothing excludes the
+    -- first after it.
     SELECT array_agg(n.ctid), array_agg(n.task) INTO rows, granted
-    FROM (SELECT DISTINCT u.name, coalesce(u.place, -1) FROM unnest(freed, places) u (name, place)) f (resource, place)
-    CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
-                        WHERE r.resource = f.resource AND NOT r.granted AND r.seq > f.place ORDER BY r.seq LIMIT 1) p
-    CROSS JOIN LATERAL (SELECT r.seq, r.exclusive FROM task_reservation r
-                        WHERE r.resource = f.resource AND r.seq > f.place ORDER BY r.seq LIMIT 1) head
-    CROSS JOIN LATERAL (SELECT o.ctid, o.task FROM task_reservation o
-                        WHERE o.resource = f.resource AND NOT o.granted
-                          AND o.seq BETWEEN p.seq AND CASE WHEN p.exclusive THEN p.seq
-                              ELSE coalesce((SELECT x.seq - 1 FROM task_reservation x
-                                             WHERE x.resource = f.resource AND NOT x.granted AND x.exclusive AND x.seq > p.seq
-                                             ORDER BY x.seq LIMIT 1), 9223372036854775807) END
+    FROM (SELECT DISTINCT u.name, u.place FROM unnest(freed, places) u (name, place)) f (resource, place)
+    CROSS JOIN LATERAL (SELECT r.ctid, r.task, r.seq, r.exclusive FROM task_reservation r
+                        WHERE r.resource = f.resource AND NOT r.granted AND r.seq > coalesce(f.place, -1)
+                        ORDER BY r.seq LIMIT 1) p
+    CROSS JOIN LATERAL (SELECT p.ctid, p.task WHERE p.exclusive
+                        UNION ALL
+                        SELECT o.ctid, o.task FROM task_reservation o
+                        WHERE NOT p.exclusive AND o.resource = f.resource AND NOT o.granted
+                          AND o.seq BETWEEN p.seq
+                              AND coalesce((SELECT x.seq - 1 FROM task_reservation x
+                                            WHERE x.resource = f.resource AND NOT x.granted AND x.exclusive AND x.seq > p.seq
+                                            ORDER BY x.seq LIMIT 1), 9223372036854775807)
                         OFFSET 0) n
-    WHERE p.seq = head.seq OR NOT (p.exclusive OR head.exclusive);
+    WHERE f.place IS NOT NULL
+       OR (SELECT head.seq = p.seq OR NOT (p.exclusive OR head.exclusive) FROM task_reservation head
+           WHERE head.resource = f.resource ORDER BY head.seq LIMIT 1);
     IF rows IS NOT NULL THEN
         UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (rows);
         -- Another release may free the same task at the same time: the row lock makes the second see
@@ -1019,5 +1023,5 @@ COMMENT ON FUNCTION app_beat IS
 -- +goose Down
 DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock_briefly, task_queues_lock, task_leaving,
     domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
-    resource_lock_all_briefly, resource_lock_all, resource_lock_buckets, resource_contended, resource_is_domain, resource_bucket;
+    resource_lock_all_briefly, resource_lock_all, resource_lock_buckets, resources_contended, resource_is_domain, resource_bucket;
 
