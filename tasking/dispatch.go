@@ -379,7 +379,7 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 // kinds numbers the kinds of the tasks of one dispatch, from 1.
 type kinds struct {
 	numbers map[[2]string]int32 // if there are several
-	// last was asked for last, with no versions; its number is 0 if there were some.
+	// last is the last name that was asked for without versions; its number is 0 if there was none.
 	last       string
 	lastNumber int32
 }

@@ -368,3 +368,44 @@ func TestClaimCostsTheSameHoweverManyAreRunnable(t *testing.T) {
 		}
 	}
 }
+
+func TestTurnThatFindsEnoughLooksForNothingElse(t *testing.T) {
+	t.Parallel()
+	b := newBacklog(t, 1, false)
+	plain := b.dispatch(b.d.Direct, backlogKind, "", 3)
+	p := b.turnParams(0)
+	p.Wanted, p.Searching = 1, true
+	var head tasking.TurnEvent
+	b.undone(func(tx pgx.Tx) {
+		events, err := tasking.Turn(t.Context(), tx, p)
+		i := slices.IndexFunc(events, func(e tasking.TurnEvent) bool { return e.Event == "head" })
+		if err != nil || i < 0 {
+			t.Fatalf("the first turn tells %+v, error %v, want a head", events, err)
+		}
+		head = events[i]
+	})
+	urgent := b.dispatchParams(backlogKind, "", 1)
+	urgent.Priorities[0] = 7
+	if _, err := b.q.TaskDispatch(t.Context(), b.d.Direct, urgent); err != nil {
+		t.Fatal(err)
+	}
+	p.SeenKinds, p.SeenRanks, p.SeenHeads = []int32{head.Kind}, []int32{head.Attempt}, []pgtype.Timestamptz{head.CreatedAt}
+	for _, tt := range []struct {
+		name      string
+		searching bool
+		wanted    int32
+		want      []pgtype.UUID
+	}{
+		{"enough where it has seen some", false, 1, plain[:1]},
+		{"looks for others", true, 1, urgent.IDs},
+		{"too few where it has seen some", false, 5, append(slices.Clone(plain), urgent.IDs...)},
+	} {
+		b.undone(func(tx pgx.Tx) {
+			p.Searching, p.Wanted = tt.searching, tt.wanted
+			events, err := tasking.Turn(t.Context(), tx, p)
+			if claimed := b.claimed(events); err != nil || !slices.Equal(claimed, tt.want) {
+				t.Errorf("%s: claimed %v, error %v, want %v", tt.name, claimed, err, tt.want)
+			}
+		})
+	}
+}

@@ -2,8 +2,10 @@ package textwire
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgtype"
@@ -21,7 +23,13 @@ func FuzzTexts(f *testing.F) {
 		if !ok || !utf8.ValidString(s) {
 			return
 		}
-		// As PostgreSQL writes it, spaces are a part of an element only in quotes.
+		// As PostgreSQL writes it, spaces are a part of an element only in quotes; the driver drops others.
+		if strings.IndexFunc(s, unicode.IsSpace) < 0 {
+			var want []string
+			if err := m.Scan(pgtype.TextArrayOID, pgtype.TextFormatCode, []byte(s), &want); err != nil || !slices.Equal(got, want) {
+				t.Errorf("%q is read as %q, by the driver as %q, %v", s, got, want, err)
+			}
+		}
 		var text []byte
 		for i, g := range got {
 			if i > 0 {
@@ -32,6 +40,40 @@ func FuzzTexts(f *testing.F) {
 		var want []string
 		if err := m.Scan(pgtype.TextArrayOID, pgtype.TextFormatCode, []byte("{"+string(text)+"}"), &want); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%q is read as %q; written and read by the driver it is %q, %v", s, got, want, err)
+		}
+	})
+}
+
+func FuzzRecords(f *testing.F) {
+	for _, s := range []string{`(a,b)`, `("a ""b\\",)`, `(,"")`, `("a`, `(a,b,c)`, `(a)`, `("\)`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var records Records
+		var a string
+		var b []string
+		if err := records.Scan(s, &a, &b); err != nil {
+			return
+		}
+		// What was read is read again from what PostgreSQL would write of it.
+		quoted := func(s string) string {
+			return `"` + strings.NewReplacer(`"`, `""`, `\`, `\\`).Replace(s) + `"`
+		}
+		text := []byte("{")
+		for i, e := range b {
+			if i > 0 {
+				text = append(text, ',')
+			}
+			text = appendText(text, e)
+		}
+		again := "(" + quoted(a) + "," + quoted(string(text)+"}") + ")"
+		if b == nil {
+			again = "(" + quoted(a) + ",)"
+		}
+		var a2 string
+		var b2 []string
+		if err := records.Scan(again, &a2, &b2); err != nil || a2 != a || !slices.Equal(b2, b) {
+			t.Errorf("%q is read as %q and %q; written as %q it is %q and %q, %v", s, a, b, again, a2, b2, err)
 		}
 	})
 }

@@ -625,7 +625,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_finish_sole IS
-    'Completes one task, as task_finish does, for a third of its cost: without arrays, and with what it reserves known. sole: one resource, which it reserves exclusively, or the empty text, and nothing else but a share of its domain; it has no progress reports. False: nothing was done but locking, since sole is null, or a domain is contended, or the task is not running here.';
+    'Completes one task, as task_finish does, in half as many statements: what it reserves is known. sole: one resource, which it reserves exclusively, or the empty text, and nothing else but a share of its domain; it has no progress reports. False: nothing was done but locking, since sole is null, or a domain is contended, or the task is not running here.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_finish(holder uuid, ids uuid[], attempts int[], states text[], results text[], errors text[], sole text, impatient boolean)
