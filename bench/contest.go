@@ -28,6 +28,9 @@ type scenario struct {
 	// unless servers is set.
 	custom  func(ctx context.Context, b *bench) (string, error)
 	servers bool
+	// settings of PostgreSQL, besides those of all, that nothing else is to be measured with: it gets
+	// servers of its own. Default: those that scenarios share.
+	settings map[string]string
 }
 
 // shownColumns are those of its tables.
@@ -40,6 +43,9 @@ func (s scenario) shownColumns() []column {
 
 // needsServers reports whether it has something to measure on a stage.
 func (s scenario) needsServers() bool { return s.custom == nil || s.servers }
+
+// sharesServers reports whether that is the stage of all.
+func (s scenario) sharesServers() bool { return s.needsServers() && s.settings == nil }
 
 // A contest is measured as one: its contestants take turns.
 type contest struct {

@@ -180,7 +180,7 @@ func measureAll(ctx context.Context, cfg config, stdout, progress io.Writer) (er
 	}
 	fmt.Fprintf(progress, "%d runs, about %s\n", todo.steps, todo.left().Round(time.Minute))
 	b := &bench{runs: cfg.runs, pace: cfg.pace, others: cfg.others, progress: progress, plan: todo, plots: cfg.plots()}
-	if slices.ContainsFunc(cfg.scenarios, scenario.needsServers) {
+	if slices.ContainsFunc(cfg.scenarios, scenario.sharesServers) {
 		if b.stage, err = openStage(ctx, cfg.settings, cfg.bouncer, progress); err != nil {
 			return err
 		}
@@ -239,10 +239,21 @@ func (cfg config) measure(ctx context.Context, b *bench, s scenario, contests []
 	r := Report{
 		Scenario: s.name, What: s.what, Date: time.Now(), Command: cfg.command, Machine: machine, variants: s.variants, columns: s.columns,
 	}
+	settings := cfg.settings
+	if s.settings != nil {
+		settings = maps.Clone(cfg.settings)
+		maps.Copy(settings, s.settings)
+		apart := *b
+		if apart.stage, err = openStage(ctx, settings, cfg.bouncer, b.progress); err != nil {
+			return Report{}, err
+		}
+		defer func() { err = errors.Join(err, apart.stage.close(ctx)) }()
+		b = &apart
+	}
 	if s.needsServers() {
 		r.Versions = append(r.Versions, b.stage.versions...)
 		r.Setup = fmt.Sprintf("PostgreSQL's defaults, fsync on, but for %s; poolers in transaction mode with %d server connections; everything on this one machine",
-			listed(cfg.settings), serverConns)
+			listed(settings), serverConns)
 		r.Versions = append(r.Versions, "pgx "+moduleVersion("github.com/jackc/pgx/v5"))
 	}
 	if slices.ContainsFunc(contests, contest.withRiver) {
