@@ -98,6 +98,8 @@ type contestant struct {
 	many bool
 	// idle: there need not be any tasks in the window. Drive tells by one that it is ready for it.
 	idle bool
+	// observe is called after each reading: when the window begins, and when it ends. Default: nothing.
+	observe func(ctx context.Context, t *trial, now reading) error
 	// measure is the whole run, for what fits into no window. Default: what the fields above say.
 	measure func(ctx context.Context, b *bench, c contestant) (Sample, error)
 	// when tells when measure does so. Default: in the window, after the warm-up.

@@ -43,4 +43,8 @@ var queueScenarios = []scenario{
 		name: "statements", contests: statements, variants: [2]string{unnamed, named},
 		what: "What are named prepared statements worth, where the pooler tracks them?",
 	},
+	{
+		name: "profile", custom: profiles, servers: true, settings: map[string]string{statistics + ".track": "all"},
+		what: "Where does a task's time go?",
+	},
 }

@@ -82,6 +82,29 @@ func openStage(ctx context.Context, settings map[string]string, bouncer string, 
 	return s, nil
 }
 
+// preload restarts the server with a library, the extension of that name, which it makes in the database of
+// admin. It reports whether the library is installed.
+func (s *stage) preload(ctx context.Context, library string) (installed bool, err error) {
+	err = s.admin.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = $1)", library).Scan(&installed)
+	if err != nil || !installed {
+		return false, err
+	}
+	if _, err := s.admin.Exec(ctx, "ALTER SYSTEM SET shared_preload_libraries = "+library); err != nil {
+		return false, fmt.Errorf("preload %s: %w", library, err)
+	}
+	_ = s.admin.Close(ctx) // the server ends next
+	if err := s.server.Restart(ctx, false); err != nil {
+		return false, err
+	}
+	if s.admin, err = pgx.Connect(ctx, s.server.URL("postgres")); err != nil {
+		return false, fmt.Errorf("connect: %w", err)
+	}
+	if _, err := s.admin.Exec(ctx, "CREATE EXTENSION "+library); err != nil {
+		return false, fmt.Errorf("create extension: %w", err)
+	}
+	return true, nil
+}
+
 func (s *stage) close(ctx context.Context) error {
 	if s.admin != nil {
 		_ = s.admin.Close(context.WithoutCancel(ctx)) // the server ends next

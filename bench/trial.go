@@ -336,6 +336,9 @@ func (s *stage) read(ctx context.Context, t *trial) (reading, error) {
 	}
 	now.Counts = t.Counts()
 	now.at = time.Now()
+	if t.contestant.observe != nil {
+		return now, t.contestant.observe(ctx, t, now)
+	}
 	return now, nil
 }
 
