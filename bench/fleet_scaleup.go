@@ -137,29 +137,15 @@ func (b *bench) scaleup(ctx context.Context, c contestant, sizes [3]int, backlog
 		return Sample{}, err
 	}
 	defer func() { err = end(err) }()
-	counts := &tally{start: time.Now()}
-	cfg := c.poolConfig(workerConns, t)
-	cfg.Tracer = multitracer.New(cfg.Tracer, counts)
-	p, err := t.openAs(ctx, cfg)
-	if err != nil {
-		return Sample{}, err
-	}
-	times := workload.Pickup{Meter: &t.Meter}
-	registry, err := tasking.NewRegistry(workload.NewType(func(ctx context.Context, run *tasking.Run) {
-		times.Started(ctx, run)
+	crew, counts, times, err := countedCrew(ctx, c, t, func(ctx context.Context) {
 		if backlog > 0 {
 			_ = resend.Sleep(ctx, task) // ended early it is recorded as it should be
 		}
-		counts.add(&counts.ended)
-	}))
+	})
 	if err != nil {
 		return Sample{}, err
 	}
-	crew, err := newCrew(ctx, p, registry)
-	if err != nil {
-		return Sample{}, err
-	}
-	sample, err := b.grow(ctx, t, crew, &times, sizes, backlog)
+	sample, err := b.grow(ctx, t, crew, times, sizes, backlog)
 	counts.stop()
 	gone, endErr := crew.end()
 	if err := errors.Join(err, endErr); err != nil {
@@ -173,6 +159,28 @@ func (b *bench) scaleup(ctx context.Context, c contestant, sizes [3]int, backlog
 	sample.More[beatPeak], sample.More[registerPeak] = peak(from, [][]int{beats}), peak(from, [][]int{registers})
 	sample.More[otherPeak] = peak(from, [][]int{turns, beats, counts.other}, counts.ended)
 	return sample, b.stage.verify(ctx, t)
+}
+
+// countedCrew makes a crew for tasks that do this work, and counts what it sends, and when tasks end.
+func countedCrew(ctx context.Context, c contestant, t *trial, work func(context.Context)) (*crew, *tally, *workload.Pickup, error) {
+	counts := &tally{start: time.Now()}
+	cfg := c.poolConfig(workerConns, t)
+	cfg.Tracer = multitracer.New(cfg.Tracer, counts)
+	p, err := t.openAs(ctx, cfg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	times := &workload.Pickup{Meter: &t.Meter}
+	registry, err := tasking.NewRegistry(workload.NewType(func(ctx context.Context, run *tasking.Run) {
+		times.Started(ctx, run)
+		work(ctx)
+		counts.add(&counts.ended)
+	}))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	crew, err := newCrew(ctx, p, registry)
+	return crew, counts, times, err
 }
 
 // grewAt is when the growth began, in seconds.

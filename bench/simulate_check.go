@@ -10,7 +10,6 @@ import (
 	"github.com/pithworks/pith/bench/simulate"
 	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/internal/workload"
-	"github.com/pithworks/pith/tasking"
 )
 
 // The scenario check compares the simulator with real fleets.
@@ -68,26 +67,11 @@ func (b *bench) checkReal(ctx context.Context, workers int, window time.Duration
 		return checkedRates{}, err
 	}
 	defer func() { err = end(err) }()
-	counts := &tally{start: time.Now()}
-	cfg := c.poolConfig(workerConns, t)
-	cfg.Tracer = counts // it alone: the statements of all are not asked for
-	p, err := t.openAs(ctx, cfg)
+	crew, counts, times, err := countedCrew(ctx, c, t, func(context.Context) {})
 	if err != nil {
 		return checkedRates{}, err
 	}
-	times := workload.Pickup{Meter: &t.Meter}
-	registry, err := tasking.NewRegistry(workload.NewType(func(ctx context.Context, run *tasking.Run) {
-		times.Started(ctx, run)
-		counts.add(&counts.ended)
-	}))
-	if err != nil {
-		return checkedRates{}, err
-	}
-	crew, err := newCrew(ctx, p, registry)
-	if err != nil {
-		return checkedRates{}, err
-	}
-	rates, err := b.watch(ctx, t, crew, counts, &times, workers, window)
+	rates, err := b.watch(ctx, t, crew, counts, times, workers, window)
 	counts.stop()
 	gone, endErr := crew.end()
 	if err := errors.Join(err, endErr); err != nil {

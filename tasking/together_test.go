@@ -46,6 +46,18 @@ func (h *harness) crowd(conns int32, pool *pgxpool.Pool, app *appstatus.App, typ
 	return c
 }
 
+// plainAndImmediate runs a test of tasks that wait for a worker, and of tasks that run where they are dispatched.
+func plainAndImmediate(t *testing.T, conns int32, test func(t *testing.T, h *harness, c *crowd, immediate bool)) {
+	t.Helper()
+	for _, immediate := range []bool{false, true} {
+		t.Run(fmt.Sprint("immediate ", immediate), func(t *testing.T) {
+			t.Parallel()
+			h := newHarness(t, answers)
+			test(t, h, h.crowd(conns, h.Pool, h.process(appstatus.API), answers), immediate)
+		})
+	}
+}
+
 func (c *crowd) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -179,27 +191,22 @@ func TestBadDispatchFailsAlone(t *testing.T) {
 
 func TestCallerThatLeavesTheQueueSendsNothing(t *testing.T) {
 	t.Parallel()
-	for _, immediate := range []bool{false, true} {
-		t.Run(fmt.Sprint("immediate ", immediate), func(t *testing.T) {
-			t.Parallel()
-			h := newHarness(t, answers)
-			c := h.crowd(1, h.Pool, h.process(appstatus.API), answers)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			r := answers.Request(nil, tasking.Options{Immediate: immediate})
-			first := c.call(ctx, r)
-			second := c.call(t.Context(), r)
-			cancel()
-			if d := <-first; !errors.Is(d.err, context.Canceled) {
-				t.Errorf("the one that left: %v", d.err)
-			}
-			c.let()
-			if d := <-second; d.err != nil {
-				t.Error(d.err)
-			}
-			h.wantRows("task", 1)
-		})
-	}
+	plainAndImmediate(t, 1, func(t *testing.T, h *harness, c *crowd, immediate bool) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		r := answers.Request(nil, tasking.Options{Immediate: immediate})
+		first := c.call(ctx, r)
+		second := c.call(t.Context(), r)
+		cancel()
+		if d := <-first; !errors.Is(d.err, context.Canceled) {
+			t.Errorf("the one that left: %v", d.err)
+		}
+		c.let()
+		if d := <-second; d.err != nil {
+			t.Error(d.err)
+		}
+		h.wantRows("task", 1)
+	})
 }
 
 func TestCallerWhoseContextEndsOnceItIsSentLeavesTheOthersAlone(t *testing.T) {
@@ -225,59 +232,54 @@ func TestCallerWhoseContextEndsOnceItIsSentLeavesTheOthersAlone(t *testing.T) {
 
 func TestLockedQueueDelaysOnlyThoseWhoEnterIt(t *testing.T) {
 	t.Parallel()
-	for _, immediate := range []bool{false, true} {
-		t.Run(fmt.Sprint("immediate ", immediate), func(t *testing.T) {
-			t.Parallel()
-			h := newHarness(t, answers)
-			c := h.crowd(3, h.Pool, h.process(appstatus.API), answers)
-			// Whoever writes a new kind makes others that write it wait.
-			if _, err := h.c.DispatchMany(t.Context(), []tasking.Request{plain.Request(nil, tasking.Options{}), answers.Request(nil, tasking.Options{})}); err != nil {
-				t.Fatal(err)
+	plainAndImmediate(t, 3, func(t *testing.T, h *harness, c *crowd, immediate bool) {
+		// Whoever writes a new kind makes others that write it wait.
+		if _, err := h.c.DispatchMany(t.Context(), []tasking.Request{plain.Request(nil, tasking.Options{}), answers.Request(nil, tasking.Options{})}); err != nil {
+			t.Fatal(err)
+		}
+		tx, err := h.Direct.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback(context.WithoutCancel(t.Context()))
+		if _, err := h.c.DispatchTx(t.Context(), tx, plain.Request(nil, tasking.Options{Exclusive: []string{"a"}})); err != nil {
+			t.Fatal(err)
+		}
+		others := make([]<-chan reply, 0, 4)
+		held := c.call(t.Context(), answers.Request(nil, tasking.Options{Exclusive: []string{"a"}, Immediate: immediate}))
+		for i := range cap(others) {
+			others = append(others, c.call(t.Context(), answers.Request(nil, tasking.Options{Exclusive: []string{fmt.Sprint("b", i)}, Immediate: immediate})))
+		}
+		c.let()
+		for _, call := range others {
+			if d := <-call; d.err != nil || d.State == tasking.Running {
+				t.Errorf("%+v, %v", d.Dispatched, d.err)
 			}
-			tx, err := h.Direct.Begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
+		}
+		// Later ones are not held up either, nor by what the server connections were told.
+		if d := <-c.call(t.Context(), plain.Request(nil, tasking.Options{})); d.err != nil {
+			t.Error(d.err)
+		}
+		select {
+		case d := <-held:
+			t.Fatalf("in a queue that is locked: %+v, %v", d.Dispatched, d.err)
+		default:
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d := <-held
+		if d.err != nil {
+			t.Fatal(d.err)
+		}
+		h.wantBlockedOn([]int{1}, d.ID)
+		for range 8 {
+			var limit string
+			if err := h.Pool.QueryRow(t.Context(), "SELECT current_setting('lock_timeout')").Scan(&limit); err != nil || limit != "0" {
+				t.Fatalf("a server connection is left with a lock_timeout of %s, %v", limit, err)
 			}
-			defer tx.Rollback(context.WithoutCancel(t.Context()))
-			if _, err := h.c.DispatchTx(t.Context(), tx, plain.Request(nil, tasking.Options{Exclusive: []string{"a"}})); err != nil {
-				t.Fatal(err)
-			}
-			others := make([]<-chan reply, 0, 4)
-			held := c.call(t.Context(), answers.Request(nil, tasking.Options{Exclusive: []string{"a"}, Immediate: immediate}))
-			for i := range cap(others) {
-				others = append(others, c.call(t.Context(), answers.Request(nil, tasking.Options{Exclusive: []string{fmt.Sprint("b", i)}, Immediate: immediate})))
-			}
-			c.let()
-			for _, call := range others {
-				if d := <-call; d.err != nil || d.State == tasking.Running {
-					t.Errorf("%+v, %v", d.Dispatched, d.err)
-				}
-			}
-			// Later ones are not held up either, nor by what the server connections were told.
-			if d := <-c.call(t.Context(), plain.Request(nil, tasking.Options{})); d.err != nil {
-				t.Error(d.err)
-			}
-			select {
-			case d := <-held:
-				t.Fatalf("in a queue that is locked: %+v, %v", d.Dispatched, d.err)
-			default:
-			}
-			if err := tx.Commit(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			d := <-held
-			if d.err != nil {
-				t.Fatal(d.err)
-			}
-			h.wantBlockedOn([]int{1}, d.ID)
-			for range 8 {
-				var limit string
-				if err := h.Pool.QueryRow(t.Context(), "SELECT current_setting('lock_timeout')").Scan(&limit); err != nil || limit != "0" {
-					t.Fatalf("a server connection is left with a lock_timeout of %s, %v", limit, err)
-				}
-			}
-		})
-	}
+		}
+	})
 }
 
 func TestDispatchesWhoseAnswerIsLostAreEachThereOnce(t *testing.T) {
