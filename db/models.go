@@ -230,7 +230,7 @@ type Task struct {
 	Priority  int16
 	Immediate bool
 	Deferred  bool
-	// What the task reserves, exclusive ones bare, shared ones as shared:NAME, the domain last.
+	// What the task reserves, exclusive ones bare, shared ones as shared:NAME. The share of the domain is not named: see task_reserved.
 	ReservedResourcesRecord []string
 	LoggingCid              string
 	ParentTask              pgtype.UUID

@@ -105,16 +105,15 @@ func (q *Queries) TaskChildren(ctx context.Context, db DBTX, parent pgtype.UUID)
 }
 
 const TaskDispatch = `-- name: TaskDispatch :many
-SELECT task_dispatch($1, $2::uuid, $3, $4::uuid, $5, ($6::text)::json,
-    $7::uuid, $8::timestamptz, $9::timestamptz,
-    $10::text[], $11::text[], $12::int[], ($13::text[])::interval[],
-    $14::uuid[], $15::int[], $16::text[], $17::text[], $18::uuid[], $19::int[],
-    $20::bool[], $21::bool[], $22::timestamptz[],
-    $23::int[], $24::text[], $25::bool[], $26)::text AS placed
+SELECT task_dispatch($1::uuid, $2, $3::uuid, $4, ($5::text)::json,
+    $6::uuid, $7::timestamptz, $8::timestamptz,
+    $9::text[], $10::text[], $11::int[], ($12::text[])::interval[],
+    $13::uuid[], $14::int[], $15::text[], $16::text[], $17::uuid[], $18::int[],
+    $19::bool[], $20::bool[], $21::timestamptz[],
+    $22::int[], $23::text[], $24::bool[], $25)::text AS placed
 `
 
 type TaskDispatchParams struct {
-	Domain        string
 	Dispatcher    pgtype.UUID
 	RunHere       bool
 	Parent        pgtype.UUID
@@ -146,7 +145,6 @@ type TaskDispatchParams struct {
 // text of a record: see TaskTurn.
 func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchParams) ([]string, error) {
 	rows, err := db.Query(ctx, TaskDispatch,
-		arg.Domain,
 		arg.Dispatcher,
 		arg.RunHere,
 		arg.Parent,
@@ -256,7 +254,7 @@ WHERE (cardinality($1::text[]) = 0 OR t.state = ANY (($1::text[])::task_state[])
   AND ($3::text = '' OR t.logging_cid = $3::text)
   AND ($4::uuid IS NULL OR t.task_group = $4::uuid)
   AND ($5::uuid IS NULL OR t.parent_task = $5::uuid)
-  AND ($6::text = '' OR t.reserved_resources_record && ARRAY[$6::text, 'shared:' || $6::text])
+  AND ($6::text = '' OR task_reserved(t.reserved_resources_record) && ARRAY[$6::text, 'shared:' || $6::text])
 ORDER BY t.id DESC LIMIT $8::int OFFSET $7::int
 `
 
@@ -387,7 +385,7 @@ SELECT r.resource, r.exclusive, r.granted,
     ht.started_at AS holder_started_at, ht.app_lock AS worker, coalesce(w.name, '')::text AS worker_name
 FROM task me
 JOIN task_reservation r ON r.seq = me.seq AND r.task = me.id
-    AND r.resource = ANY (SELECT CASE WHEN starts_with(x, 'shared:') THEN substr(x, 8) ELSE x END FROM unnest(me.reserved_resources_record) x)
+    AND r.resource = ANY (SELECT CASE WHEN starts_with(x, 'shared:') THEN substr(x, 8) ELSE x END FROM unnest(task_reserved(me.reserved_resources_record)) x)
 JOIN LATERAL (SELECT f.resource, f.seq, f.task, f.exclusive, f.granted FROM task_reservation f WHERE f.resource = r.resource ORDER BY f.seq LIMIT 1) h ON true
 JOIN task ht ON ht.id = h.task
 JOIN task_kind hk ON hk.id = ht.kind

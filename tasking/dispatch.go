@@ -311,7 +311,7 @@ func dispatched(p db.TaskDispatchParams, rows []row) []Dispatched {
 func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error) {
 	n := len(rs)
 	p := db.TaskDispatchParams{
-		Domain: Domain, Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), ParentAttempt: int32(by.attempt), Busy: busyError, RunHere: by.holder != nil,
+		Dispatcher: pgUUIDPtr(by.holder), Parent: pgUUIDPtr(by.parent), ParentAttempt: int32(by.attempt), Busy: busyError, RunHere: by.holder != nil,
 		IDs: make([]pgtype.UUID, 0, n), Kinds: make([]int32, 0, n), Arguments: make([]string, 0, n),
 		Cids: make([]string, 0, n), Groups: make([]pgtype.UUID, 0, n), Priorities: make([]int32, 0, n),
 		Immediates: make([]bool, 0, n), Deferreds: make([]bool, 0, n), NotBefores: make([]pgtype.Timestamptz, 0, n),

@@ -169,17 +169,12 @@ func (c *Client) runImmediate(ctx, held context.Context, by caller, p db.TaskDis
 // recorded is what the database records of the resources of a dispatch of one task.
 func recorded(p db.TaskDispatchParams) []string {
 	var exclusive, shared []string
-	owner := false
 	for i, r := range p.Resources {
 		if p.Exclusives[i] {
 			exclusive = append(exclusive, r)
-			owner = owner || r == Domain
 		} else if r != Domain {
 			shared = append(shared, "shared:"+r)
 		}
-	}
-	if !owner {
-		shared = append(shared, "shared:"+Domain)
 	}
 	return append(exclusive, shared...)
 }

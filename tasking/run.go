@@ -29,7 +29,8 @@ type Claim struct {
 	CorrelationID string
 	Group, Parent *uuid.UUID
 	Immediate     bool
-	// Reserved lists exclusive resources bare, shared ones as shared:NAME.
+	// Reserved lists exclusive resources bare, shared ones as shared:NAME; the share of the domain, which
+	// every task has that does not reserve it exclusively, is not named.
 	Reserved  []string
 	CreatedAt time.Time
 }
@@ -37,10 +38,10 @@ type Claim struct {
 // Sole tells of an attempt that ended with out what it reserves beside a share of its domain: one exclusive
 // resource, or "" for none. It is null if there is more to its end: other resources, or progress reports.
 func (c Claim) Sole(out Outcome) pgtype.Text {
-	if n := len(c.Reserved); out.Reported || n < 1 || n > 2 || c.Reserved[n-1] != "shared:"+Domain {
+	if out.Reported || len(c.Reserved) > 1 {
 		return pgtype.Text{}
 	}
-	if len(c.Reserved) == 1 {
+	if len(c.Reserved) == 0 {
 		return pgtype.Text{Valid: true}
 	}
 	r := c.Reserved[0]

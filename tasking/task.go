@@ -3,6 +3,7 @@ package tasking
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -134,6 +135,9 @@ func taskFromRow(t db.Task, name string, versions json.RawMessage, maxAttempts i
 		Attempt: int(t.Attempt), MaxAttempts: int(maxAttempts), Priority: int(t.Priority),
 		Immediate: t.Immediate, Deferred: t.Deferred, Parent: uuidPtr(t.ParentTask), Group: uuidPtr(t.TaskGroup),
 		Reserved: t.ReservedResourcesRecord, Result: t.Result,
+	}
+	if !slices.Contains(task.Reserved, Domain) {
+		task.Reserved = append(task.Reserved, "shared:"+Domain)
 	}
 	if t.BlockedOn.Valid {
 		n := int(t.BlockedOn.Int16)

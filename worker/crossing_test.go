@@ -174,7 +174,7 @@ func TestChildThatRunsAtOnceDoesNotDeadlockWithSweepOfItsWorker(t *testing.T) {
 		VALUES ($1, 1, 'waiting', '{}', 'cid', 'null')`, id)
 	c.send(func(conn *pgx.Conn) error {
 		_, err := c.q.TaskDispatch(t.Context(), conn, db.TaskDispatchParams{
-			Domain: tasking.Domain, Dispatcher: app, RunHere: true, Parent: held[0], ParentAttempt: 1, Busy: "{}",
+			Dispatcher: app, RunHere: true, Parent: held[0], ParentAttempt: 1, Busy: "{}",
 			KindNames: []string{echo.Name()}, KindVersions: []string{"{}"}, KindAttempts: []int32{1}, KindBackoffs: []string{"0"},
 			IDs: []pgtype.UUID{id}, Kinds: []int32{1}, Arguments: []string{"{}"}, Cids: []string{"cid"},
 			Groups: []pgtype.UUID{{}}, Priorities: []int32{0}, Immediates: []bool{true}, Deferreds: []bool{true},
@@ -194,7 +194,7 @@ func TestDispatchesOfNewKindsInDifferentOrdersDoNotDeadlock(t *testing.T) {
 	kinds := func(names ...string) func(*pgx.Conn) error {
 		return func(conn *pgx.Conn) error {
 			p := db.TaskDispatchParams{
-				Domain: tasking.Domain, Busy: "{}", KindNames: names, Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
+				Busy: "{}", KindNames: names, Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
 				IDs: []pgtype.UUID{}, Kinds: []int32{}, Arguments: []string{}, Cids: []string{}, Groups: []pgtype.UUID{}, Priorities: []int32{},
 				Immediates: []bool{}, Deferreds: []bool{}, NotBefores: []pgtype.Timestamptz{},
 			}

@@ -98,7 +98,7 @@ func (b *backlog) dispatchParams(kind, resource string, n int) db.TaskDispatchPa
 		priority = func(i int) int32 { return int32(i % foreignPriorities) }
 	}
 	p := db.TaskDispatchParams{
-		Domain: tasking.Domain, Busy: "{}", KindNames: []string{kind}, KindVersions: []string{"{}"}, KindAttempts: []int32{1}, KindBackoffs: []string{"0"},
+		Busy: "{}", KindNames: []string{kind}, KindVersions: []string{"{}"}, KindAttempts: []int32{1}, KindBackoffs: []string{"0"},
 		Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
 	}
 	for i := range n {

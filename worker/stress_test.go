@@ -111,7 +111,7 @@ func (s *stress) record(h *holder, e queuecheck.Event) {
 func (s *stress) dispatch(ctx context.Context, rng *rand.Rand, h *holder) {
 	n := 1 + rng.IntN(4)
 	p := db.TaskDispatchParams{
-		Domain: tasking.Domain, Busy: `{"reason":"busy"}`, Dispatcher: pgUUID(h.id), RunHere: n == 1,
+		Busy: `{"reason":"busy"}`, Dispatcher: pgUUID(h.id), RunHere: n == 1,
 		KindNames: []string{"test", "test"}, KindVersions: []string{"{}", "{}"}, KindAttempts: []int32{1, 2}, KindBackoffs: []string{"0", "2 ms"},
 		Reserving: []int32{}, Resources: []string{}, Exclusives: []bool{},
 	}

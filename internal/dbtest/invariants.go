@@ -66,7 +66,7 @@ var invariants = []invariant{
 		sql: `WITH reserves AS (
 				SELECT t.id, t.seq, t.finished_at IS NULL AND t.blocked_on IS NOT NULL AS queued,
 					CASE WHEN starts_with(r, 'shared:') THEN substr(r, 8) ELSE r END AS resource, NOT starts_with(r, 'shared:') AS exclusive
-				FROM task t, unnest(t.reserved_resources_record) r)
+				FROM task t, unnest(task_reserved(t.reserved_resources_record)) r)
 			SELECT w.*, r.seq AS row FROM reserves w
 			LEFT JOIN task_reservation r ON r.task = w.id AND r.resource = w.resource AND r.seq = w.seq AND r.exclusive = w.exclusive
 			WHERE CASE WHEN NOT w.queued THEN r.seq IS NOT NULL

@@ -1,7 +1,7 @@
 -- name: TaskDispatch :many
 -- Inserts tasks and queues them: see the function, which takes the locks of their resources. A row is the
 -- text of a record: see TaskTurn.
-SELECT task_dispatch(@domain, sqlc.narg(dispatcher)::uuid, @run_here, sqlc.narg(parent)::uuid, @parent_attempt, (@busy::text)::json,
+SELECT task_dispatch(sqlc.narg(dispatcher)::uuid, @run_here, sqlc.narg(parent)::uuid, @parent_attempt, (@busy::text)::json,
     sqlc.narg(schedule)::uuid, sqlc.narg(schedule_due)::timestamptz, sqlc.narg(schedule_next)::timestamptz,
     @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
     @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
@@ -51,7 +51,7 @@ WHERE (cardinality(@states::text[]) = 0 OR t.state = ANY ((@states::text[])::tas
   AND (@cid::text = '' OR t.logging_cid = @cid::text)
   AND (sqlc.narg(in_group)::uuid IS NULL OR t.task_group = sqlc.narg(in_group)::uuid)
   AND (sqlc.narg(parent)::uuid IS NULL OR t.parent_task = sqlc.narg(parent)::uuid)
-  AND (@resource::text = '' OR t.reserved_resources_record && ARRAY[@resource::text, 'shared:' || @resource::text])
+  AND (@resource::text = '' OR task_reserved(t.reserved_resources_record) && ARRAY[@resource::text, 'shared:' || @resource::text])
 ORDER BY t.id DESC LIMIT @most::int OFFSET @skip::int;
 
 -- name: TaskPurge :one
@@ -82,7 +82,7 @@ SELECT r.resource, r.exclusive, r.granted,
     ht.started_at AS holder_started_at, ht.app_lock AS worker, coalesce(w.name, '')::text AS worker_name
 FROM task me
 JOIN task_reservation r ON r.seq = me.seq AND r.task = me.id
-    AND r.resource = ANY (SELECT CASE WHEN starts_with(x, 'shared:') THEN substr(x, 8) ELSE x END FROM unnest(me.reserved_resources_record) x)
+    AND r.resource = ANY (SELECT CASE WHEN starts_with(x, 'shared:') THEN substr(x, 8) ELSE x END FROM unnest(task_reserved(me.reserved_resources_record)) x)
 JOIN LATERAL (SELECT f.* FROM task_reservation f WHERE f.resource = r.resource ORDER BY f.seq LIMIT 1) h ON true
 JOIN task ht ON ht.id = h.task
 JOIN task_kind hk ON hk.id = ht.kind

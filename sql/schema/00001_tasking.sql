@@ -106,7 +106,7 @@ COMMENT ON COLUMN task.kind IS 'A row of task_kind. No foreign key: kinds are ne
 COMMENT ON COLUMN task.rank IS 'Lower is claimed first: immediate tasks, then by priority. A plain column: a generated one is read anew in each statement, like a CHECK.';
 COMMENT ON COLUMN task.attempt IS 'Runs begun so far. With the id it is the fencing token of a run: it grows with each claim.';
 COMMENT ON COLUMN task.blocked_on IS 'How many of its reservations are not granted; 0 means runnable, null that it has no place in any queue (not due yet).';
-COMMENT ON COLUMN task.reserved_resources_record IS 'What the task reserves, exclusive ones bare, shared ones as shared:NAME, the domain last.';
+COMMENT ON COLUMN task.reserved_resources_record IS 'What the task reserves, exclusive ones bare, shared ones as shared:NAME. The share of the domain is not named: see task_reserved.';
 COMMENT ON COLUMN task.args IS 'The arguments as JSON, or {"$encrypted": TOKEN}.';
 COMMENT ON COLUMN task.error IS 'After a failed attempt that will be retried it tells of that attempt.';
 
@@ -136,9 +136,6 @@ CREATE TABLE task_reservation (
 COMMENT ON TABLE task_reservation IS 'The queue of each resource: one row per resource that an unfinished, queued task reserves. Granted rows stand before all others. The share of a domain has a row only while an exclusive reservation of that domain is queued.';
 COMMENT ON COLUMN task_reservation.seq IS 'The task''s seq.';
 COMMENT ON COLUMN task_reservation.task IS 'The task. No foreign key: its check would lock each task row once more; rows are written and deleted with the task''s own transitions only.';
-
--- The first in a queue that is not granted yet.
-CREATE INDEX task_reservation_pending ON task_reservation (resource, seq) WHERE NOT granted;
 
 CREATE TABLE resource_lock (
     bucket    int PRIMARY KEY,

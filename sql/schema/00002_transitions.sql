@@ -36,6 +36,21 @@ COMMENT ON FUNCTION resource_is_domain IS
     'Every task shares its domain. Such a share takes one stripe and has no row in the queue while no exclusive reservation of the domain is queued.';
 
 -- +goose StatementBegin
+CREATE FUNCTION domain_own() RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT 'prn:core.domain:018f0000-0000-7000-8000-000000000001'
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION domain_own IS 'The one domain of an installation.';
+
+-- +goose StatementBegin
+CREATE FUNCTION task_reserved(record text[]) RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN domain_own() = ANY (record) THEN record ELSE record || ('shared:' || domain_own()) END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_reserved IS
+    'All that a task with this reserved_resources_record reserves: with the share of the domain, which no record names.';
+
+-- +goose StatementBegin
 CREATE FUNCTION resources_contended(queues text[]) RETURNS text[] LANGUAGE plpgsql STABLE AS $$
 BEGIN
     -- Granted rows stand first and an exclusive grant stands alone, so the last row tells.
@@ -138,7 +153,7 @@ CREATE FUNCTION domain_shares_write(domain text) RETURNS void LANGUAGE sql AS $$
           UNION ALL
           SELECT id, seq, reserved_resources_record FROM task
           WHERE id = ANY (ARRAY(SELECT r.task FROM task_reservation r WHERE NOT r.granted))) t
-    WHERE 'shared:' || domain = ANY (t.reserved_resources_record)
+    WHERE 'shared:' || domain = ANY (task_reserved(t.reserved_resources_record))
     ON CONFLICT DO NOTHING;
     UPDATE resource_lock SET contended = true WHERE bucket < 0 AND NOT contended
 $$;
@@ -227,7 +242,7 @@ COMMENT ON FUNCTION task_kinds IS 'The ids of these kinds; one seen for the firs
 
 -- +goose StatementBegin
 CREATE FUNCTION task_dispatch(
-    domain text, dispatcher uuid, run_here boolean, parent uuid, parent_attempt int, busy json,
+    dispatcher uuid, run_here boolean, parent uuid, parent_attempt int, busy json,
     schedule uuid, schedule_due timestamptz, schedule_next timestamptz,
     kind_names text[], kind_versions text[], kind_attempts int[], kind_backoffs interval[],
     ids uuid[], kinds int[], arguments text[], cids text[], groups uuid[], priorities int[],
@@ -262,10 +277,9 @@ BEGIN
               WHERE due IS NULL OR due[n.t]) u;
         SELECT array_agg(coalesce(r.reserved, '{}')::text ORDER BY i) INTO records
         FROM generate_subscripts(ids, 1) i
-        LEFT JOIN (SELECT u.t, array_agg(CASE WHEN u.x THEN u.r ELSE 'shared:' || u.r END ORDER BY NOT u.x, u.o)
-                       || CASE WHEN bool_or(u.x AND u.r = domain) THEN '{}' ELSE ARRAY['shared:' || domain] END AS reserved
+        LEFT JOIN (SELECT u.t, array_agg(CASE WHEN u.x THEN u.r ELSE 'shared:' || u.r END ORDER BY NOT u.x, u.o) AS reserved
                    FROM unnest(reserving, resources, exclusives) WITH ORDINALITY u (t, r, x, o)
-                   WHERE u.x OR u.r <> domain GROUP BY u.t) r ON r.t = i;
+                   WHERE u.x OR u.r <> domain_own() GROUP BY u.t) r ON r.t = i;
     END IF;
 
     -- Joining a queue in share needs only to keep out those who change it for an exclusive one.
@@ -275,9 +289,9 @@ BEGIN
         INTO entries, names, modes
         FROM (SELECT u.t, u.r, u.x FROM unnest(reserving, resources, exclusives) u (t, r, x) WHERE due IS NULL OR due[u.t]
               UNION ALL
-              SELECT i, domain, false FROM generate_subscripts(ids, 1) i
+              SELECT i, domain_own(), false FROM generate_subscripts(ids, 1) i
               WHERE (due IS NULL OR due[i]) AND NOT EXISTS
-                  (SELECT FROM unnest(reserving, resources) own (t, r) WHERE own.t = i AND own.r = domain)) e;
+                  (SELECT FROM unnest(reserving, resources) own (t, r) WHERE own.t = i AND own.r = domain_own())) e;
     ELSIF cardinality(resources) > 0 THEN
         SELECT coalesce(array_agg(u.t), '{}'), coalesce(array_agg(u.r), '{}'), coalesce(array_agg(u.x), '{}')
         INTO entries, names, modes
@@ -313,14 +327,14 @@ BEGIN
             parent_task, reserved_resources_record, state, app_lock, attempt,
             blocked_on, unblocked_at, started_at, finished_at, error)
         SELECT n.id, kind_ids[n.kind], n.args::json, n.cid, n.in_group, n.priority, CASE WHEN n.immediate THEN -100000 ELSE 0 END - n.priority, n.immediate, n.deferred, n.not_before,
-            parent, coalesce(n.reserved::text[], ARRAY['shared:' || domain]),
+            parent, coalesce(n.reserved::text[], '{}'),
             s.state, CASE s.state WHEN 'running' THEN dispatcher END, (s.state = 'running')::int,
             n.blocked_on, CASE n.blocked_on WHEN 0 THEN n.at END,
             CASE s.state WHEN 'running' THEN n.at END,
             CASE s.state WHEN 'canceled' THEN n.at END,
             CASE s.state WHEN 'canceled' THEN busy END
         FROM (SELECT u.*, CASE WHEN due IS NULL OR due[u.o] THEN coalesce(blocked[u.o], 0) END AS blocked_on,
-                  nullif(records[u.o], '{}') AS reserved, clock_timestamp() AS at
+                  records[u.o] AS reserved, clock_timestamp() AS at
               FROM unnest(ids, kinds, arguments, cids, groups, priorities, immediates, deferreds, not_befores)
                   WITH ORDINALITY u (id, kind, args, cid, in_group, priority, immediate, deferred, not_before, o)
               OFFSET 0) n
@@ -361,7 +375,7 @@ LANGUAGE sql STABLE AS $$
            NOT starts_with(r, 'shared:'), t.seq
     FROM unnest(ids) WITH ORDINALITY u (id, o)
     CROSS JOIN LATERAL (SELECT k.seq, k.reserved_resources_record FROM task k WHERE k.id = u.id LIMIT 1) t
-    CROSS JOIN LATERAL unnest(t.reserved_resources_record) r
+    CROSS JOIN LATERAL unnest(task_reserved(t.reserved_resources_record)) r
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_reserves IS 'What these tasks reserve, one row per task and resource; task counts from 1.';
@@ -443,25 +457,26 @@ COMMENT ON FUNCTION domain_shares_drop IS
 
 -- +goose StatementBegin
 CREATE FUNCTION task_leaving(ids uuid[], domains boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[],
-    OUT exclusive text[], OUT places bigint[], OUT shared text[], OUT owned text[]) LANGUAGE plpgsql STABLE AS $$
+    OUT exclusive text[], OUT shared text[], OUT owned text[]) LANGUAGE plpgsql STABLE AS $$
 BEGIN
     SELECT coalesce(array_agg(n.name), '{}'), coalesce(array_agg(t.seq), '{}'), coalesce(array_agg(t.id), '{}'),
-           coalesce(array_agg(n.name) FILTER (WHERE n.name = r), '{}'), coalesce(array_agg(t.seq) FILTER (WHERE n.name = r), '{}'),
+           coalesce(array_agg(n.name) FILTER (WHERE n.name = r), '{}'),
            coalesce(array_agg(n.name) FILTER (WHERE n.name <> r), '{}'),
            coalesce(array_agg(r) FILTER (WHERE resource_is_domain(r)), '{}')
-    INTO names, seqs, tasks, exclusive, places, shared, owned
-    FROM task t CROSS JOIN LATERAL unnest(t.reserved_resources_record) r
+    INTO names, seqs, tasks, exclusive, shared, owned
+    FROM task t
+    CROSS JOIN LATERAL unnest(CASE WHEN domains THEN task_reserved(t.reserved_resources_record) ELSE t.reserved_resources_record END) r
     CROSS JOIN LATERAL (SELECT CASE WHEN starts_with(r, 'shared:') THEN substr(r, 8) ELSE r END OFFSET 0) n (name)
     WHERE t.id = ANY (ids) AND (domains OR NOT starts_with(r, 'shared:prn:core.domain:'));
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_leaving IS
-    'What these tasks reserve, shares of domains only if they have rows (domains). names, seqs and tasks are parallel: a resource, the place there, the task. exclusive, with places, and shared are the names by mode, which shared may repeat; owned are the domains among the exclusive ones.';
+    'What these tasks reserve, shares of domains only if they have rows (domains). names, seqs and tasks are parallel: a resource, the place there, the task. exclusive and shared are the names by mode, which shared may repeat; owned are the domains among the exclusive ones.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_queues_lock(ids uuid[], bare boolean, OUT names text[], OUT seqs bigint[], OUT tasks uuid[], OUT freed text[],
-    OUT places bigint[], OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
+    OUT owned text[], OUT domains boolean) LANGUAGE plpgsql AS $$
 DECLARE
     l         record;
     contended text[];
@@ -472,14 +487,12 @@ BEGIN
         IF NOT domains THEN
             names := '{}';
             freed := '{}';
-            places := '{}';
             owned := '{}';
             RETURN;
         END IF;
     END IF;
     l := task_leaving(ids, false);
     freed := l.exclusive;
-    places := l.places;
     owned := l.owned;
     IF cardinality(l.shared) > 0 THEN
         -- Leaving a queue in share matters to nobody unless an exclusive reservation is queued there.
@@ -509,7 +522,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_lock IS
-    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait, with the places of those that stand there exclusively. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
+    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_queues_lock_briefly(ids uuid[], bare boolean) RETURNS record LANGUAGE plpgsql
@@ -524,43 +537,51 @@ COMMENT ON FUNCTION task_queues_lock_briefly IS
 
 -- +goose StatementBegin
 CREATE FUNCTION task_queues_leave(
-    names text[], seqs bigint[], tasks uuid[], freed text[], places bigint[], owned text[], ended uuid[])
+    names text[], seqs bigint[], tasks uuid[], freed text[], owned text[], ended uuid[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
+    heads   text[];    -- queues that change, and from where on
+    froms   bigint[];
+    firsts  boolean[]; -- one that was granted left
     rows    tid[];
     granted uuid[];
 BEGIN
     IF cardinality(names) = 0 THEN
         RETURN;
     END IF;
-    -- By ctid, found one by one: under the locks nobody else changes these rows.
-    DELETE FROM task_reservation r WHERE r.ctid = ANY (ARRAY(
-        SELECT own.ctid FROM unnest(names, seqs, tasks) u (name, seq, task)
-        CROSS JOIN LATERAL (SELECT o.ctid FROM task_reservation o
-                            WHERE o.resource = u.name AND o.seq = u.seq LIMIT 1) own
-        WHERE ended IS NULL OR u.task = ANY (ended)));
-    -- The longest compatible prefix of each queue: its first pending reservation, if nothing that
-    -- excludes it stands before it, and behind a shared one the further shared ones up to the first
-    -- exclusive one. Read from the pending one, never through the granted ones: depth does not matter.
-    -- Who held the queue alone stood first, so what is before its place is dead, and nothing excludes the
-    -- first after it.
+    -- By ctid, found one by one: under the locks nobody else changes these rows. Whoever leaves tells from
+    -- where on the next in line is to be looked for: no index needs to know what is granted. Who held a queue
+    -- alone stood first, and what is before is dead. Of exclusive ones that waited, only the first may have
+    -- been what ended the prefix of shared ones.
+    WITH gone AS (
+        DELETE FROM task_reservation r WHERE r.ctid = ANY (ARRAY(
+            SELECT own.ctid FROM unnest(names, seqs, tasks) u (name, seq, task)
+            CROSS JOIN LATERAL (SELECT o.ctid FROM task_reservation o
+                                WHERE o.resource = u.name AND o.seq = u.seq LIMIT 1) own
+            WHERE ended IS NULL OR u.task = ANY (ended)))
+        RETURNING r.resource, r.seq, r.exclusive, r.granted
+    )
+    SELECT array_agg(g.resource), array_agg(g.place), array_agg(g.granted) INTO heads, froms, firsts
+    FROM (SELECT l.resource, l.granted, min(CASE WHEN l.exclusive THEN l.seq ELSE -1 END) AS place FROM gone l
+          WHERE l.exclusive OR (l.granted AND l.resource = ANY (freed)) GROUP BY l.resource, l.granted) g;
+    -- The longest compatible prefix of each queue: the next one, if nothing that excludes it stands before it,
+    -- and behind a shared one the further shared ones up to the first exclusive one.
     SELECT array_agg(n.ctid), array_agg(n.task) INTO rows, granted
-    FROM (SELECT DISTINCT u.name, u.place FROM unnest(freed, places) u (name, place)) f (resource, place)
-    CROSS JOIN LATERAL (SELECT r.ctid, r.task, r.seq, r.exclusive FROM task_reservation r
-                        WHERE r.resource = f.resource AND NOT r.granted AND r.seq > coalesce(f.place, -1)
-                        ORDER BY r.seq LIMIT 1) p
+    FROM unnest(heads, froms, firsts) h (resource, place, first)
+    CROSS JOIN LATERAL (SELECT r.ctid, r.task, r.seq, r.exclusive, r.granted FROM task_reservation r
+                        WHERE r.resource = h.resource AND r.seq > h.place ORDER BY r.seq LIMIT 1) p
     CROSS JOIN LATERAL (SELECT p.ctid, p.task WHERE p.exclusive
                         UNION ALL
                         SELECT o.ctid, o.task FROM task_reservation o
-                        WHERE NOT p.exclusive AND o.resource = f.resource AND NOT o.granted
+                        WHERE NOT p.exclusive AND o.resource = h.resource
                           AND o.seq BETWEEN p.seq
                               AND coalesce((SELECT x.seq - 1 FROM task_reservation x
-                                            WHERE x.resource = f.resource AND NOT x.granted AND x.exclusive AND x.seq > p.seq
+                                            WHERE x.resource = h.resource AND x.exclusive AND x.seq > p.seq
                                             ORDER BY x.seq LIMIT 1), 9223372036854775807)
                         OFFSET 0) n
-    WHERE f.place IS NOT NULL
-       OR (SELECT head.seq = p.seq OR NOT (p.exclusive OR head.exclusive) FROM task_reservation head
-           WHERE head.resource = f.resource ORDER BY head.seq LIMIT 1);
+    WHERE NOT p.granted
+      AND (h.first OR (NOT p.exclusive AND (SELECT b.granted AND NOT b.exclusive FROM task_reservation b
+                                            WHERE b.resource = h.resource AND b.seq < h.place ORDER BY b.seq DESC LIMIT 1)));
     IF rows IS NOT NULL THEN
         UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (rows);
         -- Another release may free the same task at the same time: the row lock makes the second see
@@ -577,7 +598,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_leave IS
-    'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. places are those of tasks that held queues alone, and have ended. Under the locks of task_queues_lock.';
+    'Takes reservations out of the queues, those of the tasks that have ended (null: all), and grants what that frees. Under the locks of task_queues_lock.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_finish_sole(holder uuid, ended uuid, run int, outcome text, sole text) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -609,9 +630,9 @@ BEGIN
         RETURN true;
     END IF;
     SELECT r.ctid, r.task, r.exclusive INTO next FROM task_reservation r
-    WHERE r.resource = sole AND NOT r.granted AND r.seq > place ORDER BY r.seq LIMIT 1;
+    WHERE r.resource = sole AND r.seq > place ORDER BY r.seq LIMIT 1;
     IF NOT next.exclusive THEN -- and others behind it, perhaps
-        PERFORM task_queues_leave(ARRAY[sole], ARRAY[place], ARRAY[ended], ARRAY[sole], ARRAY[place], '{}', NULL);
+        PERFORM task_queues_leave(ARRAY[sole], ARRAY[place], ARRAY[ended], ARRAY[sole], '{}', NULL);
         RETURN true;
     END IF;
     DELETE FROM task_reservation r WHERE r.resource = sole AND r.seq = place;
@@ -669,9 +690,9 @@ BEGIN
     SELECT coalesce(array_agg(d.id), '{}'), bool_or(d.strange) INTO ended, strange FROM done d;
     IF cardinality(leaving.names) > 0 THEN
         IF cardinality(ended) = cardinality(ids) THEN
-            PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.places, leaving.owned, NULL);
+            PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.owned, NULL);
         ELSE
-            PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, '{}', leaving.owned, ended);
+            PERFORM task_queues_leave(leaving.names, leaving.seqs, leaving.tasks, leaving.freed, leaving.owned, ended);
         END IF;
     END IF;
     IF NOT bare THEN
@@ -729,7 +750,7 @@ BEGIN
         UPDATE task t SET state = 'canceling' WHERE t.id = ANY (ids) AND t.state = 'running' RETURNING t.id
     )
     SELECT coalesce(array_agg(d.id), '{}') INTO asked FROM told d;
-    PERFORM task_queues_leave(fresh.names, fresh.seqs, fresh.tasks, leaving.freed, '{}', leaving.owned, ended);
+    PERFORM task_queues_leave(fresh.names, fresh.seqs, fresh.tasks, leaving.freed, leaving.owned, ended);
     RETURN QUERY SELECT t.id, t.state, t.id = ANY (ended || asked) FROM task t WHERE t.id = ANY (ids) ORDER BY t.id;
 END
 $$;
@@ -1023,5 +1044,5 @@ COMMENT ON FUNCTION app_beat IS
 -- +goose Down
 DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock_briefly, task_queues_lock, task_leaving,
     domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
-    resource_lock_all_briefly, resource_lock_all, resource_lock_buckets, resources_contended, resource_is_domain, resource_bucket;
+    resource_lock_all_briefly, resource_lock_all, resource_lock_buckets, resources_contended, task_reserved, domain_own, resource_is_domain, resource_bucket;
 
