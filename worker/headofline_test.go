@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -369,7 +370,7 @@ func TestClaimCostsTheSameHoweverManyAreRunnable(t *testing.T) {
 	}
 }
 
-func TestTurnThatFindsEnoughLooksForNothingElse(t *testing.T) {
+func TestTurnThatFindsTasksLooksForNothingElse(t *testing.T) {
 	t.Parallel()
 	b := newBacklog(t, 1, false)
 	plain := b.dispatch(b.d.Direct, backlogKind, "", 3)
@@ -394,14 +395,16 @@ func TestTurnThatFindsEnoughLooksForNothingElse(t *testing.T) {
 		name      string
 		searching bool
 		wanted    int32
+		from      time.Time
 		want      []pgtype.UUID
 	}{
-		{"enough where it has seen some", false, 1, plain[:1]},
-		{"looks for others", true, 1, urgent.IDs},
-		{"too few where it has seen some", false, 5, append(slices.Clone(plain), urgent.IDs...)},
+		{"enough where it has seen some", false, 1, head.CreatedAt.Time, plain[:1]},
+		{"looks for others", true, 1, head.CreatedAt.Time, urgent.IDs},
+		{"fewer than wanted where it has seen some", false, 5, head.CreatedAt.Time, plain},
+		{"none where it has seen some", false, 5, head.CreatedAt.Time.Add(time.Hour), urgent.IDs},
 	} {
 		b.undone(func(tx pgx.Tx) {
-			p.Searching, p.Wanted = tt.searching, tt.wanted
+			p.Searching, p.Wanted, p.SeenHeads[0].Time = tt.searching, tt.wanted, tt.from
 			events, err := tasking.Turn(t.Context(), tx, p)
 			if claimed := b.claimed(events); err != nil || !slices.Equal(claimed, tt.want) {
 				t.Errorf("%s: claimed %v, error %v, want %v", tt.name, claimed, err, tt.want)

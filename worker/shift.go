@@ -349,7 +349,7 @@ func (s *shift) take(life context.Context, t turn) error {
 	s.full = t.wanted >= pairLeast && t.wanted == len(claimed)
 	s.idle = t.wanted > len(claimed) && len(unknownKinds(t.rows)) == 0 && t.queued == 0
 	s.emptied = s.idle && t.whole
-	if t.whole || t.searching || t.wanted > len(claimed) {
+	if t.whole || t.searching || t.wanted > 0 && len(claimed) == 0 {
 		s.searched = time.Now()
 	}
 	return nil

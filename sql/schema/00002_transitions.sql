@@ -801,6 +801,7 @@ DECLARE
     at_kind int := 0;
     at_rank int := 0;
     claimed int;
+    hit     boolean := false;
     kinds   int[] := coalesce(seen_kinds, '{}');
     ranks   int[] := seen_ranks;
     heads   timestamptz[] := seen_heads;
@@ -908,8 +909,9 @@ BEGIN
                 t.created_at, 0::float8;
             GET DIAGNOSTICS claimed = ROW_COUNT;
             wanted := wanted - claimed;
+            hit := hit OR claimed > 0;
         END LOOP;
-        EXIT WHEN searching;
+        EXIT WHEN searching OR hit;
         searching := true;
     END LOOP;
 
@@ -938,7 +940,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late). If it is not searching, it first takes from where the seen_ ones begin, and looks for other kinds and ranks only if those have fewer than wanted: without that look it names no kind and no head. It tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole, impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late). If it is not searching, it first takes from where the seen_ ones begin, and looks for other kinds and ranks only if those have none: without that look it names no kind, no head, and nothing that is due. It tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole, impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- Processes --------------------------------------------------------------------------------------
 
