@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,6 +39,10 @@ func idles(pace pace) []contest {
 		if s.most > 0 {
 			c.targets = append(c.targets, target{of: pith, figure: databaseShare, most: s.most})
 		}
+		c.contestants = append(c.contestants, contestant{
+			name: "floor: a bare update per worker and beat", base: baseFloor, drive: floorBeats(s.workers), idle: true,
+			window: min(s.window, time.Minute),
+		})
 		if s.workers < 10_000 {
 			one := riverDefaults.contestant()
 			one.drive, one.idle, one.window, one.recorded = riverDefaults.idle(s.workers), true, min(s.window, time.Minute), ""
@@ -59,6 +64,35 @@ func pithIdle(workers int) func(context.Context, *trial) error {
 			<-ctx.Done()
 			return nil
 		})
+	}
+}
+
+// floorBeats updates as many rows per second, one at a time and at random, as the workers send beats.
+func floorBeats(workers int) func(context.Context, *trial) error {
+	return func(ctx context.Context, t *trial) error {
+		p, err := t.open(ctx, workerConns)
+		if err != nil {
+			return err
+		}
+		if err := emptyRows.do(ctx, p, workers); err != nil {
+			return err
+		}
+		t.Done(1)
+		all, ctx := errgroup.WithContext(ctx)
+		for ctx.Err() == nil {
+			apart := time.Duration(rand.ExpFloat64() * float64(beatsApart) / float64(workers))
+			if t.pace.quick {
+				apart = 20 * time.Millisecond
+			}
+			if resend.Sleep(ctx, apart) != nil {
+				break
+			}
+			all.Go(func() error {
+				_, err := p.Exec(context.WithoutCancel(ctx), "UPDATE floor SET started_at = now() WHERE id = $1", 1+rand.IntN(workers))
+				return err
+			})
+		}
+		return all.Wait()
 	}
 }
 
