@@ -132,7 +132,7 @@ func (s *shift) run(ctx, life context.Context) error {
 			}
 			now, pausing = now || s.turning == 0, false
 		case <-s.wake(stopping):
-			now = true
+			now, s.searched = true, time.Time{} // it may be of a group that is not known
 		case <-s.runnable(stopping):
 			if s.turning == 0 && s.pace.Heed(time.Now()) {
 				now, s.whole = true, time.Time{} // what is old may stand where a turn no longer looks
@@ -147,7 +147,9 @@ func (s *shift) run(ctx, life context.Context) error {
 				s.wait()
 				return err
 			}
-			spent := s.w.cfg.Burst && s.idle && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0
+			// What is due and has no place yet is on its way.
+			arriving := s.dueIn == 0 && !s.w.cfg.Auxiliary
+			spent := s.w.cfg.Burst && s.idle && !arriving && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0
 			if spent && s.emptied {
 				return nil
 			}
@@ -320,7 +322,7 @@ func (s *shift) take(life context.Context, t turn) error {
 		}
 	}
 	var claimed []*slot
-	s.dueIn = -1
+	dueIn := time.Duration(-1)
 	for _, r := range t.rows {
 		switch r.Event {
 		case "head":
@@ -338,7 +340,7 @@ func (s *shift) take(life context.Context, t turn) error {
 				s.log.Warn("task was taken away, its result is lost", "task", uuid.UUID(r.ID.Bytes), "state", r.State, "err", tasking.ErrLockLost)
 			}
 		case "due":
-			s.dueIn = max(time.Duration(r.DueIn*float64(time.Second)), 0)
+			dueIn = max(time.Duration(r.DueIn*float64(time.Second)), 0)
 		}
 	}
 	if len(claimed) > 0 {
@@ -349,8 +351,11 @@ func (s *shift) take(life context.Context, t turn) error {
 	s.full = t.wanted >= pairLeast && t.wanted == len(claimed)
 	s.idle = t.wanted > len(claimed) && len(unknownKinds(t.rows)) == 0 && t.queued == 0
 	s.emptied = s.idle && t.whole
-	if t.whole || t.searching || t.wanted > 0 && len(claimed) == 0 {
-		s.searched = time.Now()
+	if t.wanted > 0 && (t.whole || t.searching || len(claimed) == 0) {
+		s.searched, s.dueIn = time.Now(), dueIn
+	}
+	if len(t.kinds) > 0 {
+		s.searched = time.Time{} // for the tasks of these
 	}
 	return nil
 }

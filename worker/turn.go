@@ -52,8 +52,8 @@ const (
 	fewWorkers = 4
 )
 
-// searchEvery is how long a worker that finds tasks in the groups that it knows goes without a look for others:
-// a task of a higher priority waits that long, or for one poll, at most for a worker that has a free slot.
+// searchEvery is how long a worker that finds tasks in the groups that it knows goes without a look for others: a
+// slot that becomes free meanwhile may go to a less urgent task.
 const searchEvery = 100 * time.Millisecond
 
 // paired reports whether two turns may be under way.

@@ -241,6 +241,17 @@ $$;
 COMMENT ON FUNCTION task_kinds IS 'The ids of these kinds; one seen for the first time is written.';
 
 -- +goose StatementBegin
+CREATE FUNCTION task_kinds_briefly(names text[], needed text[], attempts int[], backoffs interval[]) RETURNS int[] LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+BEGIN
+    RETURN task_kinds(names, needed, attempts, backoffs);
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_kinds_briefly IS
+    'As task_kinds, but waits 50 ms at most for another that writes the same kind: see resource_lock_all_briefly.';
+
+-- +goose StatementBegin
 CREATE FUNCTION task_dispatch(
     dispatcher uuid, run_here boolean, parent uuid, parent_attempt int, busy json,
     schedule uuid, schedule_due timestamptz, schedule_next timestamptz,
@@ -252,7 +263,8 @@ RETURNS TABLE (task_id uuid, task_state task_state, task_created_at timestamptz)
 SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
-    kind_ids int[] := task_kinds(kind_names, kind_versions, kind_attempts, kind_backoffs);
+    kind_ids int[] := CASE WHEN impatient THEN task_kinds_briefly(kind_names, kind_versions, kind_attempts, kind_backoffs)
+                      ELSE task_kinds(kind_names, kind_versions, kind_attempts, kind_backoffs) END;
     due      boolean[]; -- null: all are
     records  text[];    -- arrays as text, for there is no array of arrays; null: all reserve nothing
     owned    text[] := '{}'; -- domains
@@ -522,7 +534,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_queues_lock IS
-    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave, and answers as task_leaving does; freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
+    'Locks the queues that these tasks, bare if they reserve nothing but a share of their domain, may leave. names, seqs, tasks and owned are as of task_leaving, domains tells whether an exclusive reservation of one is queued, freed are the queues in which others may wait. Looks, locks, looks again; serialization_failure means that the caller should send its statement again.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_queues_lock_briefly(ids uuid[], bare boolean) RETURNS record LANGUAGE plpgsql
@@ -542,7 +554,7 @@ RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     heads   text[];    -- queues that change, and from where on
     froms   bigint[];
-    firsts  boolean[]; -- one that was granted left
+    held    boolean[]; -- by who left
     rows    tid[];
     granted uuid[];
 BEGIN
@@ -561,13 +573,13 @@ BEGIN
             WHERE ended IS NULL OR u.task = ANY (ended)))
         RETURNING r.resource, r.seq, r.exclusive, r.granted
     )
-    SELECT array_agg(g.resource), array_agg(g.place), array_agg(g.granted) INTO heads, froms, firsts
+    SELECT array_agg(g.resource), array_agg(g.place), array_agg(g.granted) INTO heads, froms, held
     FROM (SELECT l.resource, l.granted, min(CASE WHEN l.exclusive THEN l.seq ELSE -1 END) AS place FROM gone l
-          WHERE l.exclusive OR (l.granted AND l.resource = ANY (freed)) GROUP BY l.resource, l.granted) g;
+          WHERE l.exclusive OR (l.granted AND l.resource IN (SELECT unnest(freed))) GROUP BY l.resource, l.granted) g;
     -- The longest compatible prefix of each queue: the next one, if nothing that excludes it stands before it,
     -- and behind a shared one the further shared ones up to the first exclusive one.
     SELECT array_agg(n.ctid), array_agg(n.task) INTO rows, granted
-    FROM unnest(heads, froms, firsts) h (resource, place, first)
+    FROM unnest(heads, froms, held) h (resource, place, held)
     CROSS JOIN LATERAL (SELECT r.ctid, r.task, r.seq, r.exclusive, r.granted FROM task_reservation r
                         WHERE r.resource = h.resource AND r.seq > h.place ORDER BY r.seq LIMIT 1) p
     CROSS JOIN LATERAL (SELECT p.ctid, p.task WHERE p.exclusive
@@ -580,7 +592,7 @@ BEGIN
                                             ORDER BY x.seq LIMIT 1), 9223372036854775807)
                         OFFSET 0) n
     WHERE NOT p.granted
-      AND (h.first OR (NOT p.exclusive AND (SELECT b.granted AND NOT b.exclusive FROM task_reservation b
+      AND (h.held OR (NOT p.exclusive AND (SELECT b.granted AND NOT b.exclusive FROM task_reservation b
                                             WHERE b.resource = h.resource AND b.seq < h.place ORDER BY b.seq DESC LIMIT 1)));
     IF rows IS NOT NULL THEN
         UPDATE task_reservation r SET granted = true WHERE r.ctid = ANY (rows);
@@ -607,13 +619,14 @@ DECLARE
     place     bigint;
     next      record;
 BEGIN
-    -- In the order of all locks: stripe, bucket, app.
+    -- In the order of all locks: stripe, bucket, app. A contended stripe locks nothing here, for then the bucket
+    -- of the domains comes before some.
     IF sole = '' THEN
         SELECT l.contended INTO contended FROM resource_lock l, app_status a
-        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
+        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND NOT l.contended AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
     ELSIF sole <> '' THEN
         SELECT l.contended INTO contended FROM resource_lock l, resource_lock b, app_status a
-        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND b.bucket = resource_bucket(sole) AND a.id = holder
+        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND NOT l.contended AND b.bucket = resource_bucket(sole) AND a.id = holder
         FOR SHARE OF l FOR UPDATE OF b FOR KEY SHARE OF a;
     END IF;
     IF contended IS NOT FALSE THEN
@@ -1045,6 +1058,6 @@ COMMENT ON FUNCTION app_beat IS
 
 -- +goose Down
 DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock_briefly, task_queues_lock, task_leaving,
-    domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds, reservation_place, domain_shares_write,
+    domain_shares_drop, task_enqueue_due, task_reserves, task_dispatch, task_kinds_briefly, task_kinds, reservation_place, domain_shares_write,
     resource_lock_all_briefly, resource_lock_all, resource_lock_buckets, resources_contended, task_reserved, domain_own, resource_is_domain, resource_bucket;
 
