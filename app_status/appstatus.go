@@ -160,8 +160,8 @@ func (a *App) Leased() bool {
 func (a *App) Lost() <-chan struct{} { return a.lost }
 
 // Look makes beats look for runnable tasks of all kinds but these (on), or not (the default). A beat that
-// finds one that nobody has taken for a quarter of a second signals on Runnable, unless it had failed before:
-// after an outage many beat at the same moments.
+// finds one signals on Runnable, unless it had failed before: after an outage many beat at the same moments. In
+// a large fleet most beats count only what nobody has taken for a quarter of a second: see pacing.Beats.Patience.
 func (a *App) Look(on bool, foreign []int32) {
 	if !on {
 		a.foreign.Store(nil)
@@ -369,7 +369,8 @@ func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
 	defer conn.Release()
 	p := db.AppStatusBeatParams{ID: pgUUID(a.id), ForeignKinds: []int32{}}
 	if foreign := a.foreign.Load(); foreign != nil {
-		p.Looking, p.ForeignKinds = true, *foreign
+		p.Patience = pgtype.Float8{Float64: a.beats.Patience(a.Online()).Seconds(), Valid: true}
+		p.ForeignKinds = *foreign
 	}
 	sent := time.Now() // the wait for the connection is not the lease's
 	told, err := db.New().AppStatusBeat(ctx, conn, p)

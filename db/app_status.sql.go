@@ -13,21 +13,21 @@ import (
 )
 
 const AppStatusBeat = `-- name: AppStatusBeat :one
-SELECT app_beat($1::uuid, $2::bool, $3::int[])::int[] AS told
+SELECT app_beat($1::uuid, make_interval(secs => $2::float8), $3::int[])::int[] AS told
 `
 
 type AppStatusBeatParams struct {
 	ID           pgtype.UUID
-	Looking      bool
+	Patience     pgtype.Float8
 	ForeignKinds []int32
 }
 
 // Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
 // its type are online and how many of them keep house, as counted a second ago at most, unless another is
-// counting, or when this one registered, if that was later; and, if looking, 1 if tasks of other than these
-// kinds are runnable, and have been for a quarter of a second, else 0.
+// counting, or when this one registered, if that was later; and 1 if tasks of other than these kinds are
+// runnable, and have been for so many seconds (null: it does not look), else 0.
 func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) ([]int32, error) {
-	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Looking, arg.ForeignKinds)
+	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Patience, arg.ForeignKinds)
 	var told []int32
 	err := row.Scan(&told)
 	return told, err

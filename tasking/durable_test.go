@@ -239,7 +239,7 @@ var durableSteps = []struct {
 		w := h.worker()
 		h.exec("UPDATE app_status SET last_heartbeat = now() - interval '59 minutes'")
 		return resending(func(ctx context.Context) error {
-				_, err := h.q.AppStatusBeat(ctx, pool, db.AppStatusBeatParams{ID: pg(w), Looking: true, ForeignKinds: []int32{}})
+				_, err := h.q.AppStatusBeat(ctx, pool, db.AppStatusBeatParams{ID: pg(w), Patience: pgtype.Float8{Valid: true}, ForeignKinds: []int32{}})
 				return err
 			}), func() {
 				if !one[bool](h, "SELECT last_heartbeat > now() - interval '1 minute' FROM app_status") {

@@ -83,7 +83,7 @@ type kind struct {
 
 func newShift(w *Worker, app *appstatus.App) *shift {
 	s := &shift{
-		w: w, app: app, log: w.cfg.Log.With("worker", app.Name()), pace: pacing.NewPoller(time.Now(), app.Online, nil),
+		w: w, app: app, log: w.cfg.Log.With("worker", app.Name()), pace: pacing.NewPoller(time.Now(), app.Online, app.TTL(), nil),
 		kinds: map[int32]kind{}, heads: map[group]pgtype.Timestamptz{}, slots: map[uuid.UUID]*slot{}, dueIn: -1,
 		turned: make(chan turn, mostTurns),
 	}

@@ -110,8 +110,6 @@ const (
 	dutiesPerHouse = 4
 	// countEvery is how old the count of the fleet becomes that the database answers beats with.
 	countEvery = time.Second
-	// nobodyTook is how long a task has waited when a beat tells of it.
-	nobodyTook = 250 * time.Millisecond
 )
 
 // epoch is the virtual zero as a time of day; it has no meaning.
@@ -213,7 +211,7 @@ func (f *fleet) settle(w *worker) {
 	w.beaten = phase - every
 	w.leased = w.beaten + TTL*9/10
 	idle := f.cfg.Silence + time.Duration(f.rand.ExpFloat64()*float64(n)*float64(f.cfg.Came))
-	w.poller = pacing.NewPoller(epoch.Add(-max(idle, time.Hour)), w.fleet, w.rand)
+	w.poller = pacing.NewPoller(epoch.Add(-max(idle, time.Hour)), w.fleet, TTL, w.rand)
 	w.poller.Found(epoch.Add(-idle))
 	f.at(phase, w, (*fleet).beat)
 	f.at(w.leased, w, (*fleet).leaseEnds)

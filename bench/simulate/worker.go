@@ -21,7 +21,7 @@ func (f *fleet) register(w *worker) {
 		func(f *fleet, w *worker) {
 			w.online, w.failures = true, 0
 			w.leased = sent + TTL*9/10
-			w.poller = pacing.NewPoller(f.clock(), w.fleet, w.rand)
+			w.poller = pacing.NewPoller(f.clock(), w.fleet, TTL, w.rand)
 			f.at(w.leased, w, (*fleet).leaseEnds)
 			w.beats = pacing.NewBeats(TTL, w.rand)
 			f.in(w.beats.Next(w.known), w, (*fleet).beat)
@@ -52,12 +52,13 @@ func (f *fleet) leaseEnds(w *worker) {
 func (f *fleet) beat(w *worker) {
 	sent := f.now
 	counted, runnable := 0, false
+	patience := w.beats.Patience(w.known)
 	f.send(w, Beat,
 		func(f *fleet, w *worker) {
 			w.beaten = f.now
 			f.recount()
 			counted = f.counted + max(w.ordinal-f.registered, 0)
-			runnable = len(f.waiting) > 0 && f.waiting[0].came < f.now-nobodyTook
+			runnable = len(f.waiting) > 0 && f.waiting[0].came <= f.now-patience
 		},
 		func(f *fleet, w *worker) {
 			w.known = counted

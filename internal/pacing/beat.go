@@ -48,6 +48,26 @@ func (b *Beats) Next(fleet int) time.Duration {
 	return time.Duration(float64(pause) * (0.9 + 0.2*uniform(b.rand)))
 }
 
+const (
+	// overdue is how long nobody has taken a task that polls, and beats without patience, have missed.
+	overdue = 250 * time.Millisecond
+	// beatMost is how many beats of a fleet per second may serve as polls.
+	beatMost = 1.5 * RateBusy
+)
+
+// Patience is how long a task must have been runnable for the next beat of a worker with a free slot to tell
+// of it. Beats serve as polls, so it is 0, but for some of the beats of a fleet so large that they come at more
+// than beatMost per second: who finds the same task at the same time sends a turn for nothing.
+func (b *Beats) Patience(fleet int) time.Duration {
+	if uniform(b.rand)*beatRate(fleet, BeatEvery(b.ttl)) < beatMost {
+		return 0
+	}
+	return overdue
+}
+
+// beatRate is how many beats a fleet of that size sends per second.
+func beatRate(fleet int, every time.Duration) float64 { return float64(fleet) / every.Seconds() }
+
 // Failed notes that a beat has failed.
 func (b *Beats) Failed() { b.failures, b.together = b.failures+1, true }
 

@@ -10,6 +10,7 @@
 package pacing
 
 import (
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -55,6 +56,7 @@ const (
 // Poller paces the polls of one worker. One goroutine may use it.
 type Poller struct {
 	fleet func() int
+	every time.Duration // between the beats of each worker
 	rand  *rand.Rand
 	// joined is when the worker registered, and knew how many were online then.
 	joined time.Time
@@ -64,9 +66,9 @@ type Poller struct {
 }
 
 // NewPoller is for a worker that has just registered in a fleet whose size, itself included, fleet
-// answers at any time.
-func NewPoller(now time.Time, fleet func() int, r *rand.Rand) *Poller {
-	return &Poller{fleet: fleet, rand: r, joined: now, knew: fleet(), found: now}
+// answers at any time, and whose leases last for ttl.
+func NewPoller(now time.Time, fleet func() int, ttl time.Duration, r *rand.Rand) *Poller {
+	return &Poller{fleet: fleet, every: BeatEvery(ttl), rand: r, joined: now, knew: fleet(), found: now}
 }
 
 // Found notes that the worker has found a task.
@@ -76,15 +78,28 @@ func (p *Poller) Found(now time.Time) { p.found = now }
 // due in dueIn (none: negative) ends the pause earlier, but after the moment itself, and spread over
 // the fleet as ever.
 func (p *Poller) Next(now time.Time, dueIn time.Duration) (pause time.Duration, poll bool) {
-	mean := float64(max(p.fleet(), 1)) / p.rate(now) / p.share(now) * float64(time.Second)
-	sleep := time.Duration(exponential(p.rand) * mean)
-	if dueIn >= 0 && dueIn+sleep/2 < sleep {
-		sleep = dueIn + sleep/2
+	each := exponential(p.rand) * float64(max(p.fleet(), 1)) / p.share(now) * float64(time.Second)
+	rate := p.rate(now)
+	sleep := math.Inf(1)
+	if polls := rate - p.beats(now); polls > 0 {
+		sleep = each / polls
 	}
-	if sleep > redraw {
+	if dueIn >= 0 {
+		sleep = min(sleep, float64(dueIn)+each/rate/2)
+	}
+	if sleep > float64(redraw) {
 		return redraw, false
 	}
-	return max(sleep, floor), true
+	return max(time.Duration(sleep), floor), true
+}
+
+// beats is how many beats of the fleet serve as polls per second. A newcomer counts on none: those that started
+// with it have not beaten yet.
+func (p *Poller) beats(now time.Time) float64 {
+	if now.Sub(p.joined) < settled {
+		return 0
+	}
+	return beatRate(p.fleet(), p.every)
 }
 
 // rate is this worker's idea of R.

@@ -10,13 +10,16 @@ import (
 
 var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// ttl is that of a worker by default: it beats every 10 s.
+const ttl = 30 * time.Second
+
 func seeded() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 func sized(n int) func() int { return func() int { return n } }
 
 // old is the poller of a worker that has been there for long.
 func old(n int, r *rand.Rand) *Poller {
-	p := NewPoller(start.Add(-time.Hour), sized(n), r)
+	p := NewPoller(start.Add(-time.Hour), sized(n), ttl, r)
 	p.Found(start)
 	return p
 }
@@ -31,9 +34,9 @@ func sleep(p *Poller, now time.Time) time.Duration {
 	}
 }
 
-func TestFleetPollsAtTheRateWhateverItsSize(t *testing.T) {
+func TestPollsAndBeatsComeAtTheRateWhateverTheFleetsSize(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int{2, 20, 200, 1000, 10_000} {
+	for _, n := range []int{2, 20, 200} {
 		p := old(n, seeded())
 		const draws = 4000
 		var sum time.Duration
@@ -41,8 +44,48 @@ func TestFleetPollsAtTheRateWhateverItsSize(t *testing.T) {
 			sum += sleep(p, start)
 		}
 		mean := sum.Seconds() / draws
-		if rate := float64(n) / mean; math.Abs(rate/RateBusy-1) > 0.1 {
-			t.Errorf("%d workers poll %.1f times per second, should %.0f", n, rate, RateBusy)
+		if rate := float64(n)/mean + beatRate(n, BeatEvery(ttl)); math.Abs(rate/RateBusy-1) > 0.1 {
+			t.Errorf("%d workers poll and beat %.1f times per second, should %.0f", n, rate, RateBusy)
+		}
+	}
+	for _, n := range []int{750, 1000, 100_000} {
+		p := old(n, seeded())
+		for range 1000 {
+			if pause, poll := p.Next(start, -1); poll || pause != redraw {
+				t.Fatalf("%d workers: pause %s, poll %t though their beats are enough", n, pause, poll)
+			}
+		}
+	}
+}
+
+func TestNewcomerDoesNotCountOnTheBeatsOfOthers(t *testing.T) {
+	t.Parallel()
+	p := NewPoller(start, sized(1000), ttl, seeded())
+	for age, polls := range map[time.Duration]bool{0: true, settled - 1: true, settled: false} {
+		polled := false
+		for range 1000 {
+			_, poll := p.Next(start.Add(age), -1)
+			polled = polled || poll
+		}
+		if polled != polls {
+			t.Errorf("a newcomer of %s polls: %t", age, polled)
+		}
+	}
+}
+
+func TestBeatsOfALargeFleetArePatientMostly(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int]float64{1: 1, 1125: 1, 2250: 0.5, 11_250: 0.1} {
+		b := NewBeats(ttl, seeded())
+		at := 0
+		const beats = 2000
+		for range beats {
+			if b.Patience(n) == 0 {
+				at++
+			}
+		}
+		if got := float64(at) / beats; math.Abs(got-want) > 0.05 {
+			t.Errorf("of the beats of %d workers %.2f tell of any task, want %.2f", n, got, want)
 		}
 	}
 }
@@ -115,7 +158,7 @@ func TestNewcomersThatDoNotKnowOfEachOtherStayWithinTheBudget(t *testing.T) {
 	}{{0, 1, 1}, {0, 20, 1.5}, {0, 1000, 1.51}, {1, 1000, 0.51}, {25, 1000, 0.2}, {150, 10_000, 0.22}} {
 		sum := 0.0
 		for k := tt.before + 1; k <= tt.after; k++ {
-			p := NewPoller(start, sized(k), nil)
+			p := NewPoller(start, sized(k), ttl, nil)
 			sum += p.share(start.Add(5*time.Second)) / float64(k)
 		}
 		if sum > tt.most+1e-9 {
@@ -127,7 +170,7 @@ func TestNewcomersThatDoNotKnowOfEachOtherStayWithinTheBudget(t *testing.T) {
 func TestNewcomerTakesItsShareInTime(t *testing.T) {
 	t.Parallel()
 	n := 10
-	p := NewPoller(start, func() int { return n }, nil)
+	p := NewPoller(start, func() int { return n }, ttl, nil)
 	if s := p.share(start.Add(settled - 1)); s != 1.0/quiet {
 		t.Errorf("share %v while not counted", s)
 	}
@@ -280,7 +323,7 @@ func TestHalfOfTheNewcomersHeedABeatAndAllOthersDo(t *testing.T) {
 		age  time.Duration
 		want float64
 	}{{1, 0, 1}, {100, 0, 0.5}, {100, settled - 1, 0.5}, {100, settled, 1}} {
-		p := NewPoller(start, sized(tt.n), seeded())
+		p := NewPoller(start, sized(tt.n), ttl, seeded())
 		heeded := 0
 		const beats = 2000
 		for range beats {

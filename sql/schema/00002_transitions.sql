@@ -1010,7 +1010,7 @@ COMMENT ON FUNCTION app_register IS
     'Writes the row of a process that starts, and answers how many of its type are online, it included, and how many of them keep house: the last count and all that have registered since, which is rather too many than too few. A second send of the same id changes nothing but the beat.';
 
 -- +goose StatementBegin
-CREATE FUNCTION app_beat(me uuid, looking boolean, foreign_kinds int[]) RETURNS int[] LANGUAGE plpgsql
+CREATE FUNCTION app_beat(me uuid, patience interval, foreign_kinds int[]) RETURNS int[] LANGUAGE plpgsql
 SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     mine         app_type;
@@ -1037,11 +1037,11 @@ BEGIN
         SELECT f.online, f.housekeepers, greatest(a.ordinal - f.registered, 0) INTO online, housekeepers, since
         FROM app_fleet f, (SELECT k.ordinal FROM app_status k WHERE k.id = me) a WHERE f.app_type = mine;
     END IF;
-    IF looking THEN
+    IF patience IS NOT NULL THEN
         SELECT t.kind, t.unblocked_at INTO head, waits FROM task t
         WHERE t.state = 'waiting' AND t.blocked_on = 0 ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1;
         WHILE FOUND LOOP
-            IF waits < now() - interval '250 ms' AND head <> ALL (foreign_kinds) THEN
+            IF waits <= now() - patience AND head <> ALL (foreign_kinds) THEN
                 runnable := 1;
                 EXIT;
             END IF;
@@ -1054,7 +1054,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION app_beat IS
-    'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. If looking, the third number is 1 if tasks of other than these kinds wait for nothing but a worker, and have for a quarter of a second: then there are more of them than polls find. An array, since three columns take a seventh more of the time.';
+    'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. The third number is 1 if tasks of other than these kinds wait for nothing but a worker, and have for as long as patience says (null: it does not look). An array, since three columns take a seventh more of the time.';
 
 -- +goose Down
 DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock_briefly, task_queues_lock, task_leaving,
