@@ -1,15 +1,20 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/pithworks/pith/internal/workload"
-	"github.com/pithworks/pith/worker"
 )
 
 const (
 	pith  = "Pith"
 	floor = "floor"
+	// pithLoose tells what the foreign key of app_lock costs: PostgreSQL checks it row by row.
+	pithLoose     = "Pith, no foreign key of app_lock"
+	basePithLoose = "Pith without the foreign key"
 
 	// pithSlots are those of the one process that works off a backlog of empty tasks, riverWorkers those
 	// of its peer.
@@ -17,13 +22,24 @@ const (
 	riverWorkers = 1000
 )
 
+func init() {
+	bases[basePithLoose] = func(ctx context.Context, p *pgxpool.Pool) error {
+		if err := bases[basePith](ctx, p); err != nil {
+			return err
+		}
+		_, err := p.Exec(ctx, "ALTER TABLE task DROP CONSTRAINT task_app_lock_fkey")
+		return err
+	}
+}
+
 // noops works off a backlog of empty tasks in one process.
 func noops(pace pace) []contest {
 	var out []contest
 	for _, full := range []int{50_000, 200_000} {
 		n := pace.size(full, full/50)
 		contestants := []contestant{
-			{name: pith, fill: emptyTasks, drive: pithWorks(clientConns, worker.Config{Concurrency: pithSlots}), recorded: pithCompleted},
+			{name: pith, fill: emptyTasks, drive: onePithProcess(), recorded: pithCompleted},
+			{name: pithLoose, base: basePithLoose, fill: emptyTasks, drive: onePithProcess(), recorded: pithCompleted},
 		}
 		for _, w := range []riverWay{riverTuned, riverDefaults, riverListens} {
 			one := w.contestant()
