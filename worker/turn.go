@@ -52,9 +52,13 @@ const (
 	fewWorkers = 4
 )
 
-// searchEvery is how long a worker that finds tasks in the groups that it knows goes without a look for others: a
-// slot that becomes free meanwhile may go to a less urgent task.
-const searchEvery = 100 * time.Millisecond
+// A worker that finds tasks in the groups that it knows goes without a look for others for searchEvery, times the
+// number of workers, up to searchMost: together they look as often as one would. A slot that becomes free meanwhile
+// may go to a less urgent task.
+const (
+	searchEvery = 100 * time.Millisecond
+	searchMost  = time.Second
+)
 
 // paired reports whether two turns may be under way.
 func (s *shift) paired() bool {
@@ -94,7 +98,7 @@ func (s *shift) turn(life context.Context, stopping bool) {
 	t := turn{
 		sent: s.unsent[:most:most], failures: s.failures, looks: s.looks(),
 		whole:     time.Since(s.whole) >= pacing.Look(s.app.Online()),
-		searching: time.Since(s.searched) >= searchEvery,
+		searching: time.Since(s.searched) >= min(time.Duration(s.app.Online())*searchEvery, searchMost),
 	}
 	s.unsent = slices.Clone(s.unsent[most:])
 	if !stopping {

@@ -671,9 +671,6 @@ DECLARE
     ended   uuid[];
     strange boolean;
 BEGIN
-    IF cardinality(ids) = 1 AND states[1] = 'completed' AND task_finish_sole(holder, ids[1], attempts[1], results[1], sole) THEN
-        RETURN false;
-    END IF;
     leaving := CASE WHEN impatient THEN task_queues_lock_briefly(ids, bare) ELSE task_queues_lock(ids, bare) END;
     IF holder IS NOT NULL THEN
         PERFORM 1 FROM app_status a WHERE a.id = holder FOR KEY SHARE;
@@ -718,7 +715,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_finish IS
-    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. sole: the empty text if they reserve nothing but a share of their domain, and have no progress reports, or the resource of a single one, see task_finish_sole; else null. impatient: see resource_lock_all_briefly. Answers whether some did not end as asked: see task_finished.';
+    'Ends the attempts of tasks that holder holds (null: that nobody holds any more): into the state asked for, or canceled if a cancel came first, or waiting again if the kind allows another attempt. sole: the empty text if they reserve nothing but a share of their domain, and have no progress reports; else it tells nothing here. impatient: see resource_lock_all_briefly. Answers whether some did not end as asked: see task_finished.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_finished(ids uuid[], attempts int[], states text[], errors text[])
@@ -809,19 +806,13 @@ RETURNS TABLE (event text, task_id uuid, task_kind int, task_state text, task_at
 SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_nestloop = off AS $$
 #variable_conflict use_column
 DECLARE
-    seen    int := coalesce(cardinality(seen_kinds), 0);
-    next    record;
-    at_kind int := 0;
-    at_rank int := 0;
+    -- Few, and with few statements on the short way: an expression is made ready anew in each transaction.
     claimed int;
-    hit     boolean := false;
-    kinds   int[] := coalesce(seen_kinds, '{}');
-    ranks   int[] := seen_ranks;
-    heads   timestamptz[] := seen_heads;
-    moved   boolean := false;
-    strange int[] := '{}';
+    hit     boolean;
 BEGIN
-    IF cardinality(ids) > 0 AND task_finish(worker, ids, attempts, states, results, errors, sole, impatient) THEN
+    IF cardinality(ids) > 0
+        AND (sole IS NULL OR cardinality(ids) > 1 OR states[1] <> 'completed' OR NOT task_finish_sole(worker, ids[1], attempts[1], results[1], sole))
+        AND task_finish(worker, ids, attempts, states, results, errors, sole, impatient) THEN
         RETURN QUERY
         SELECT 'finish', f.task_id, 0, coalesce(f.task_state, ''), coalesce(f.task_attempt, 0), f.recorded,
             '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
@@ -846,102 +837,114 @@ BEGIN
             -- those that were seen before: those begin where they were seen to. A kind that this worker
             -- cannot run costs it one look, however many tasks of it there are. (A scan of an index does not
             -- end where a pair is no longer less than another, so the bounds are of single columns.)
-            kinds := '{}';
-            ranks := '{}';
-            heads := '{}';
-            FOR i IN 1 .. seen + 1 LOOP
-                LOOP
-                    SELECT u.* INTO next FROM (
-                        (SELECT t.kind, t.rank, t.unblocked_at FROM task t
-                         WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank > at_rank
-                           AND t.rank < CASE seen_kinds[i] WHEN at_kind THEN seen_ranks[i] ELSE 2147483647 END
-                         ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)
-                        UNION ALL
-                        (SELECT t.kind, t.rank, t.unblocked_at FROM task t
-                         WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind > at_kind
-                           AND t.kind < coalesce(seen_kinds[i], 2147483647)
-                         ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)
-                        UNION ALL
-                        (SELECT t.kind, t.rank, t.unblocked_at FROM task t
-                         WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = nullif(seen_kinds[i], at_kind)
-                           AND t.rank < seen_ranks[i]
-                         ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)) u
-                    LIMIT 1;
-                    EXIT WHEN NOT FOUND;
-                    at_kind := next.kind;
-                    at_rank := next.rank;
-                    IF at_kind = ANY (runnable) THEN
-                        kinds := kinds || at_kind;
-                        ranks := ranks || at_rank;
-                        heads := heads || next.unblocked_at;
-                        moved := true;
-                    ELSE
-                        IF (at_kind = ANY (known)) IS NOT TRUE THEN
-                            strange := strange || at_kind;
+            DECLARE
+                seen    int := coalesce(cardinality(seen_kinds), 0);
+                next    record;
+                at_kind int := 0;
+                at_rank int := 0;
+                kinds   int[] := '{}';
+                ranks   int[] := '{}';
+                heads   timestamptz[] := '{}';
+                moved   boolean := false;
+                strange int[] := '{}';
+            BEGIN
+                FOR i IN 1 .. seen + 1 LOOP
+                    LOOP
+                        SELECT u.* INTO next FROM (
+                            (SELECT t.kind, t.rank, t.unblocked_at FROM task t
+                             WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank > at_rank
+                               AND t.rank < CASE seen_kinds[i] WHEN at_kind THEN seen_ranks[i] ELSE 2147483647 END
+                             ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)
+                            UNION ALL
+                            (SELECT t.kind, t.rank, t.unblocked_at FROM task t
+                             WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind > at_kind
+                               AND t.kind < coalesce(seen_kinds[i], 2147483647)
+                             ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)
+                            UNION ALL
+                            (SELECT t.kind, t.rank, t.unblocked_at FROM task t
+                             WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = nullif(seen_kinds[i], at_kind)
+                               AND t.rank < seen_ranks[i]
+                             ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1)) u
+                        LIMIT 1;
+                        EXIT WHEN NOT FOUND;
+                        at_kind := next.kind;
+                        at_rank := next.rank;
+                        IF at_kind = ANY (runnable) THEN
+                            kinds := kinds || at_kind;
+                            ranks := ranks || at_rank;
+                            heads := heads || next.unblocked_at;
+                            moved := true;
+                        ELSE
+                            IF (at_kind = ANY (known)) IS NOT TRUE THEN
+                                strange := strange || at_kind;
+                            END IF;
+                            at_rank := 2147483647; -- on to the next kind, whatever ranks this one has
                         END IF;
-                        at_rank := 2147483647; -- on to the next kind, whatever ranks this one has
-                    END IF;
+                    END LOOP;
+                    EXIT WHEN i > seen;
+                    at_kind := seen_kinds[i];
+                    at_rank := seen_ranks[i];
+                    SELECT t.unblocked_at INTO next FROM task t
+                    WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank = at_rank AND t.unblocked_at >= seen_heads[i]
+                    ORDER BY t.unblocked_at LIMIT 1;
+                    kinds := kinds || at_kind;
+                    ranks := ranks || at_rank;
+                    heads := heads || CASE WHEN FOUND THEN next.unblocked_at ELSE clock_timestamp() END;
+                    moved := moved OR heads[cardinality(heads)] > seen_heads[i] + interval '1 s';
                 END LOOP;
-                EXIT WHEN i > seen;
-                at_kind := seen_kinds[i];
-                at_rank := seen_ranks[i];
-                SELECT t.unblocked_at INTO next FROM task t
-                WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind = at_kind AND t.rank = at_rank AND t.unblocked_at >= seen_heads[i]
-                ORDER BY t.unblocked_at LIMIT 1;
-                kinds := kinds || at_kind;
-                ranks := ranks || at_rank;
-                heads := heads || CASE WHEN FOUND THEN next.unblocked_at ELSE clock_timestamp() END;
-                moved := moved OR heads[cardinality(heads)] > seen_heads[i] + interval '1 s';
-            END LOOP;
-            IF moved THEN
-                -- Some of what was unblocked earlier may not be committed yet.
-                RETURN QUERY
-                SELECT 'head', NULL::uuid, u.kind, '', u.rank, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[],
-                    u.head - interval '500 ms', 0::float8
-                FROM unnest(kinds, ranks, heads) u (kind, rank, head);
-            END IF;
+                IF moved THEN
+                    -- Some of what was unblocked earlier may not be committed yet.
+                    RETURN QUERY
+                    SELECT 'head', NULL::uuid, u.kind, '', u.rank, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[],
+                        u.head - interval '500 ms', 0::float8
+                    FROM unnest(kinds, ranks, heads) u (kind, rank, head);
+                END IF;
+                IF cardinality(strange) > 0 THEN
+                    RETURN QUERY
+                    SELECT 'kind', NULL::uuid, k, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
+                    FROM unnest(strange) k;
+                END IF;
+                seen_kinds := kinds;
+                seen_ranks := ranks;
+                seen_heads := heads;
+            END;
         END IF;
-        IF cardinality(kinds) > 1 THEN
+        IF cardinality(seen_kinds) > 1 THEN
             SELECT array_agg(u.kind ORDER BY u.rank, u.head), array_agg(u.rank ORDER BY u.rank, u.head),
-                array_agg(u.head ORDER BY u.rank, u.head) INTO kinds, ranks, heads
-            FROM unnest(kinds, ranks, heads) u (kind, rank, head);
+                array_agg(u.head ORDER BY u.rank, u.head) INTO seen_kinds, seen_ranks, seen_heads
+            FROM unnest(seen_kinds, seen_ranks, seen_heads) u (kind, rank, head);
         END IF;
 
-        FOR i IN 1 .. cardinality(kinds) LOOP
-            EXIT WHEN wanted <= 0;
+        hit := false;
+        FOR i IN 1 .. coalesce(cardinality(seen_kinds), 0) LOOP
             -- By ctid: the rows are locked as they were found.
             RETURN QUERY
             UPDATE task t SET app_lock = worker, state = 'running', attempt = t.attempt + 1, started_at = clock_timestamp()
             WHERE t.ctid = ANY (ARRAY(
                       SELECT c.ctid FROM task c
-                      WHERE c.state = 'waiting' AND c.blocked_on = 0 AND c.kind = kinds[i] AND c.rank = ranks[i] AND c.unblocked_at >= heads[i]
+                      WHERE c.state = 'waiting' AND c.blocked_on = 0 AND c.kind = seen_kinds[i] AND c.rank = seen_ranks[i] AND c.unblocked_at >= seen_heads[i]
                       ORDER BY c.unblocked_at LIMIT wanted FOR NO KEY UPDATE SKIP LOCKED))
               AND t.state = 'waiting' AND t.app_lock IS NULL
             RETURNING 'claim', t.id, t.kind, '', t.attempt, false,
                 t.args::text, t.logging_cid, t.task_group, t.parent_task, t.immediate, t.reserved_resources_record,
                 t.created_at, 0::float8;
             GET DIAGNOSTICS claimed = ROW_COUNT;
-            wanted := wanted - claimed;
-            hit := hit OR claimed > 0;
+            IF claimed > 0 THEN
+                hit := true;
+                wanted := wanted - claimed;
+                EXIT WHEN wanted <= 0;
+            END IF;
         END LOOP;
         EXIT WHEN searching OR hit;
         searching := true;
     END LOOP;
 
-    IF searching THEN
-        IF cardinality(strange) > 0 THEN
-            RETURN QUERY
-            SELECT 'kind', NULL::uuid, k, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz, 0::float8
-            FROM unnest(strange) k;
-        END IF;
-
-        IF wanted > 0 THEN
-            RETURN QUERY
-            SELECT 'due', NULL::uuid, 0, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz,
-                extract(epoch FROM d.not_before - clock_timestamp())::float8
-            FROM (SELECT t.not_before FROM task t
-                  WHERE t.state = 'waiting' AND t.blocked_on IS NULL ORDER BY t.not_before LIMIT 1) d;
-        END IF;
+    IF searching AND wanted > 0 THEN
+        RETURN QUERY
+        SELECT 'due', NULL::uuid, 0, '', 0, false, '', '', NULL::uuid, NULL::uuid, false, NULL::text[], NULL::timestamptz,
+            extract(epoch FROM d.not_before - clock_timestamp())::float8
+        FROM (SELECT t.not_before FROM task t
+              WHERE t.state = 'waiting' AND t.blocked_on IS NULL ORDER BY t.not_before LIMIT 1) d;
     END IF;
 
     IF NOT quick THEN
@@ -953,7 +956,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late). If it is not searching, it first takes from where the seen_ ones begin, and looks for other kinds and ranks only if those have none: without that look it names no kind, no head, and nothing that is due. It tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole, impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late). If it is not searching, it first takes from where the seen_ ones begin, and looks for other kinds and ranks only if those have none: without that look it names no kind, no head, and nothing that is due. It tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole: see task_finish_sole, which ends a single task if it can, and task_finish. impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- Processes --------------------------------------------------------------------------------------
 
