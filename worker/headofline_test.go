@@ -370,6 +370,25 @@ func TestClaimCostsTheSameHoweverManyAreRunnable(t *testing.T) {
 	}
 }
 
+func TestPollThatFindsNothingWritesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBacklog(t, 1, false)
+	for name, wanted := range map[string]int32{"poll": 1, "look": 0} {
+		p := b.turnParams(0)
+		p.Wanted, p.IDs, p.Attempts, p.States, p.Results, p.Errors = wanted, nil, nil, nil, nil, nil // as a worker sends them
+		b.undone(func(tx pgx.Tx) {
+			events, err := tasking.Turn(t.Context(), tx, p)
+			if err != nil || len(events) > 0 {
+				t.Fatalf("%s: %v, error %v", name, events, err)
+			}
+			var wrote bool
+			if err := tx.QueryRow(t.Context(), "SELECT pg_current_xact_id_if_assigned() IS NOT NULL").Scan(&wrote); err != nil || wrote {
+				t.Errorf("%s: has written: %t, error %v", name, wrote, err)
+			}
+		})
+	}
+}
+
 func TestTurnThatFindsTasksLooksForNothingElse(t *testing.T) {
 	t.Parallel()
 	b := newBacklog(t, 1, false)

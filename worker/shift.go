@@ -59,7 +59,8 @@ type shift struct {
 	searched, whole time.Time
 	looked          time.Time // when a turn last asked what is to be canceled
 	redraw          bool      // the pause ends with another one, not with a turn
-	dueIn           time.Duration
+	dueAt           time.Time // when the next task is due, as last seen; zero: none
+	woken           bool      // a dispatch in this process may be of a group that is not known
 
 	crew   *crew
 	turned chan turn
@@ -84,7 +85,7 @@ type kind struct {
 func newShift(w *Worker, app *appstatus.App) *shift {
 	s := &shift{
 		w: w, app: app, log: w.cfg.Log.With("worker", app.Name()), pace: pacing.NewPoller(time.Now(), app.Online, app.TTL(), nil),
-		kinds: map[int32]kind{}, heads: map[group]pgtype.Timestamptz{}, slots: map[uuid.UUID]*slot{}, dueIn: -1,
+		kinds: map[int32]kind{}, heads: map[group]pgtype.Timestamptz{}, slots: map[uuid.UUID]*slot{},
 		turned: make(chan turn, mostTurns),
 	}
 	s.crew = newCrew(func(t *slot) {
@@ -126,13 +127,13 @@ func (s *shift) run(ctx, life context.Context) error {
 		}
 		select {
 		case <-poll.C:
-			if s.redraw && !pausing {
+			if s.redraw && !pausing && !s.w.cfg.Burst {
 				poll.Reset(s.pause(stopping))
 				continue
 			}
 			now, pausing = now || s.turning == 0, false
 		case <-s.wake(stopping):
-			now, s.searched = true, time.Time{} // it may be of a group that is not known
+			now, s.woken = true, true
 		case <-s.runnable(stopping):
 			if s.turning == 0 && s.pace.Heed(time.Now()) {
 				now, s.whole = true, time.Time{} // what is old may stand where a turn no longer looks
@@ -148,7 +149,7 @@ func (s *shift) run(ctx, life context.Context) error {
 				return err
 			}
 			// What is due and has no place yet is on its way.
-			arriving := s.dueIn == 0 && !s.w.cfg.Auxiliary
+			arriving := !s.dueAt.IsZero() && !s.dueAt.After(time.Now()) && !s.w.cfg.Auxiliary
 			spent := s.w.cfg.Burst && s.idle && !arriving && s.turning == 0 && len(s.slots) == 0 && len(s.unsent) == 0 && s.failures == 0
 			if spent && s.emptied {
 				return nil
@@ -260,7 +261,11 @@ func (s *shift) pause(stopping bool) time.Duration {
 	if s.free() <= 0 || stopping {
 		return look
 	}
-	pause, poll := s.pace.Next(time.Now(), s.dueIn)
+	dueIn := time.Duration(-1)
+	if !s.dueAt.IsZero() {
+		dueIn = max(time.Until(s.dueAt), 0)
+	}
+	pause, poll := s.pace.Next(time.Now(), dueIn)
 	if len(s.slots) > 0 && look <= pause {
 		return look
 	}
@@ -322,7 +327,7 @@ func (s *shift) take(life context.Context, t turn) error {
 		}
 	}
 	var claimed []*slot
-	dueIn := time.Duration(-1)
+	var dueAt time.Time
 	for _, r := range t.rows {
 		switch r.Event {
 		case "head":
@@ -340,7 +345,7 @@ func (s *shift) take(life context.Context, t turn) error {
 				s.log.Warn("task was taken away, its result is lost", "task", uuid.UUID(r.ID.Bytes), "state", r.State, "err", tasking.ErrLockLost)
 			}
 		case "due":
-			dueIn = max(time.Duration(r.DueIn*float64(time.Second)), 0)
+			dueAt = time.Now().Add(time.Duration(r.DueIn * float64(time.Second)))
 		}
 	}
 	if len(claimed) > 0 {
@@ -352,7 +357,10 @@ func (s *shift) take(life context.Context, t turn) error {
 	s.idle = t.wanted > len(claimed) && len(unknownKinds(t.rows)) == 0 && t.queued == 0
 	s.emptied = s.idle && t.whole
 	if t.wanted > 0 && (t.whole || t.searching || len(claimed) == 0) {
-		s.searched, s.dueIn = time.Now(), dueIn
+		s.searched = time.Now()
+		if t.wanted > len(claimed) { // else it has not looked for what is due
+			s.dueAt = dueAt
+		}
 	}
 	if len(t.kinds) > 0 {
 		s.searched = time.Time{} // for the tasks of these

@@ -53,8 +53,8 @@ const (
 )
 
 // A worker that finds tasks in the groups that it knows goes without a look for others for searchEvery, times the
-// number of workers, up to searchMost: together they look as often as one would. A slot that becomes free meanwhile
-// may go to a less urgent task.
+// number of workers, up to searchMost: together they look as often as one would. A slot that is free meanwhile may
+// go to a less urgent task, or stay free until the next poll.
 const (
 	searchEvery = 100 * time.Millisecond
 	searchMost  = time.Second
@@ -98,9 +98,10 @@ func (s *shift) turn(life context.Context, stopping bool) {
 	t := turn{
 		sent: s.unsent[:most:most], failures: s.failures, looks: s.looks(),
 		whole:     time.Since(s.whole) >= pacing.Look(s.app.Online()),
-		searching: time.Since(s.searched) >= min(time.Duration(s.app.Online())*searchEvery, searchMost),
+		searching: s.woken || time.Since(s.searched) >= min(time.Duration(s.app.Online())*searchEvery, searchMost),
 	}
 	s.unsent = slices.Clone(s.unsent[most:])
+	s.woken = false
 	if !stopping {
 		t.wanted = max(min(s.free()-s.asked, s.part()), 0)
 	}

@@ -78,10 +78,15 @@ func (p *Poller) Found(now time.Time) { p.found = now }
 // due in dueIn (none: negative) ends the pause earlier, but after the moment itself, and spread over
 // the fleet as ever.
 func (p *Poller) Next(now time.Time, dueIn time.Duration) (pause time.Duration, poll bool) {
+	return p.next(now, dueIn, p.beats(now))
+}
+
+// next is Next where so many beats per second serve as polls.
+func (p *Poller) next(now time.Time, dueIn time.Duration, beats float64) (pause time.Duration, poll bool) {
 	each := exponential(p.rand) * float64(max(p.fleet(), 1)) / p.share(now) * float64(time.Second)
 	rate := p.rate(now)
 	sleep := math.Inf(1)
-	if polls := rate - p.beats(now); polls > 0 {
+	if polls := rate - beats; polls > 0 {
 		sleep = each / polls
 	}
 	if dueIn >= 0 {
@@ -141,7 +146,7 @@ func (p *Poller) Retry(now time.Time, failures int, hurry bool) time.Duration {
 	}
 	var pause time.Duration
 	for ceiling := time.Duration((0.5 + 0.5*uniform(p.rand)) * float64(retryCeiling)); pause < ceiling; {
-		more, poll := p.Next(now, -1)
+		more, poll := p.next(now, -1, 0)
 		if pause += more; poll {
 			break
 		}

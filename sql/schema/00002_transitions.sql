@@ -619,15 +619,16 @@ DECLARE
     place     bigint;
     next      record;
 BEGIN
-    -- In the order of all locks: stripe, bucket, app. A contended stripe locks nothing here, for then the bucket
-    -- of the domains comes before some.
+    -- In the order of all locks: stripe, bucket, app. The bucket is not locked if the stripe, once it is locked,
+    -- is contended: then that of the domains may come before.
     IF sole = '' THEN
         SELECT l.contended INTO contended FROM resource_lock l, app_status a
-        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND NOT l.contended AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
+        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND a.id = holder FOR SHARE OF l FOR KEY SHARE OF a;
     ELSIF sole <> '' THEN
-        SELECT l.contended INTO contended FROM resource_lock l, resource_lock b, app_status a
-        WHERE l.bucket = -1 - pg_backend_pid() % 64 AND NOT l.contended AND b.bucket = resource_bucket(sole) AND a.id = holder
-        FOR SHARE OF l FOR UPDATE OF b FOR KEY SHARE OF a;
+        SELECT l.contended INTO contended
+        FROM (SELECT k.contended FROM resource_lock k WHERE k.bucket = -1 - pg_backend_pid() % 64 AND NOT k.contended FOR SHARE) l,
+            resource_lock b, app_status a
+        WHERE b.bucket = resource_bucket(sole) AND a.id = holder FOR UPDATE OF b FOR KEY SHARE OF a;
     END IF;
     IF contended IS NOT FALSE THEN
         RETURN false;
@@ -810,7 +811,7 @@ DECLARE
     claimed int;
     hit     boolean;
 BEGIN
-    IF cardinality(ids) > 0
+    IF ids IS NOT NULL AND cardinality(ids) > 0 -- null AND … would ask the rest
         AND (sole IS NULL OR cardinality(ids) > 1 OR states[1] <> 'completed' OR NOT task_finish_sole(worker, ids[1], attempts[1], results[1], sole))
         AND task_finish(worker, ids, attempts, states, results, errors, sole, impatient) THEN
         RETURN QUERY
@@ -848,6 +849,11 @@ BEGIN
                 moved   boolean := false;
                 strange int[] := '{}';
             BEGIN
+                IF seen > 1 THEN
+                    SELECT array_agg(u.kind ORDER BY u.kind, u.rank), array_agg(u.rank ORDER BY u.kind, u.rank),
+                        array_agg(u.head ORDER BY u.kind, u.rank) INTO seen_kinds, seen_ranks, seen_heads
+                    FROM unnest(seen_kinds, seen_ranks, seen_heads) u (kind, rank, head);
+                END IF;
                 FOR i IN 1 .. seen + 1 LOOP
                     LOOP
                         SELECT u.* INTO next FROM (
@@ -956,7 +962,7 @@ END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_turn IS
-    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in the order of kind and rank; a look at everything now and then finds what was committed late). If it is not searching, it first takes from where the seen_ ones begin, and looks for other kinds and ranks only if those have none: without that look it names no kind, no head, and nothing that is due. It tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole: see task_finish_sole, which ends a single task if it can, and task_finish. impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
+    'A worker''s one statement. Ends what it has run (event finish: not ended as asked, see task_finish), claims up to wanted runnable tasks (claim), names kinds that are there and not among known (kind), tells, if that has moved on, where the ready tasks of each kind and rank (in task_attempt) begin, so that the next turn may begin there (head: the seen_ parameters, in any order; a look at everything now and then finds what was committed late). If it is not searching, it first takes from where the seen_ ones begin, and looks for other kinds and ranks only if those have none: without that look it names no kind, no head, and nothing that is due. It tells, if there were fewer tasks than wanted, when the next one is due in seconds (due), and, unless it is quick, which of its tasks are to be canceled (cancel). sole: see task_finish_sole, which ends a single task if it can, and task_finish. impatient: see task_finish. When recovering from a lost answer it also returns as claimed what it holds but does not name in holding. Fails on task_app_lock_fkey once the worker was declared missing.';
 
 -- Processes --------------------------------------------------------------------------------------
 
@@ -1051,13 +1057,18 @@ BEGIN
             SELECT t.kind, t.unblocked_at INTO head, waits FROM task t
             WHERE t.state = 'waiting' AND t.blocked_on = 0 AND t.kind > head ORDER BY t.kind, t.rank, t.unblocked_at LIMIT 1;
         END LOOP;
+        IF runnable = 0 THEN
+            -- What is due and has no place in the queues yet.
+            SELECT count(*) INTO runnable
+            FROM (SELECT FROM task t WHERE t.state = 'waiting' AND t.blocked_on IS NULL AND t.not_before <= now() - patience LIMIT 1) d;
+        END IF;
     END IF;
     RETURN ARRAY[online + since, housekeepers + since * housekeepers / greatest(online, 1), runnable];
 END
 $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION app_beat IS
-    'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. The third number is 1 if tasks of other than these kinds wait for nothing but a worker, and have for as long as patience says (null: it does not look). An array, since three columns take a seventh more of the time.';
+    'Prolongs the lease of a process, and answers how many of its type are online and how many of them keep house, as counted within the last second, or, where the counting itself takes longer, before that; one that has registered since the count adds what its registration did. Null: it was declared missing. The third number is 1 if tasks of other than these kinds wait for nothing but a worker, or any for their place in the queues, and have for as long as patience says (null: it does not look). An array, since three columns take a seventh more of the time.';
 
 -- +goose Down
 DROP FUNCTION app_beat, app_register, app_count, task_turn, task_abandoned_finish, task_cancel, task_finished, task_finish, task_finish_sole, task_queues_leave, task_queues_lock_briefly, task_queues_lock, task_leaving,
