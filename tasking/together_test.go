@@ -117,6 +117,19 @@ func (c *crowd) call(ctx context.Context, r tasking.Request) <-chan reply {
 	return out
 }
 
+// pair is two callers, of whom the first leaves when it is told to.
+func (c *crowd) pair(r tasking.Request) (leave func(), second <-chan reply) {
+	ctx, cancel := context.WithCancel(c.t.Context())
+	c.t.Cleanup(cancel)
+	first := c.call(ctx, r)
+	return func() {
+		cancel()
+		if d := <-first; !errors.Is(d.err, context.Canceled) {
+			c.t.Errorf("the one that left: %v", d.err)
+		}
+	}, c.call(c.t.Context(), r)
+}
+
 // watched tells when somebody begins to wait for the end of a context: whoever dispatches, once he stands in
 // the queue.
 type watched struct {
@@ -192,15 +205,8 @@ func TestBadDispatchFailsAlone(t *testing.T) {
 func TestCallerThatLeavesTheQueueSendsNothing(t *testing.T) {
 	t.Parallel()
 	plainAndImmediate(t, 1, func(t *testing.T, h *harness, c *crowd, immediate bool) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		r := answers.Request(nil, tasking.Options{Immediate: immediate})
-		first := c.call(ctx, r)
-		second := c.call(t.Context(), r)
-		cancel()
-		if d := <-first; !errors.Is(d.err, context.Canceled) {
-			t.Errorf("the one that left: %v", d.err)
-		}
+		leave, second := c.pair(answers.Request(nil, tasking.Options{Immediate: immediate}))
+		leave()
 		c.let()
 		if d := <-second; d.err != nil {
 			t.Error(d.err)
@@ -214,16 +220,8 @@ func TestCallerWhoseContextEndsOnceItIsSentLeavesTheOthersAlone(t *testing.T) {
 	h := newHarness(t)
 	pool, faults := h.faulty(h.Pool)
 	c := h.crowd(1, pool, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	first := c.call(ctx, plain.Request(nil, tasking.Options{}))
-	second := c.call(t.Context(), plain.Request(nil, tasking.Options{}))
-	faults.arm("TaskDispatch", cut, func() {
-		cancel()
-		if d := <-first; !errors.Is(d.err, context.Canceled) {
-			t.Errorf("the one that left: %v", d.err)
-		}
-	})
+	leave, second := c.pair(plain.Request(nil, tasking.Options{}))
+	faults.arm("TaskDispatch", cut, leave)
 	c.let()
 	if d := <-second; d.err != nil {
 		t.Error(d.err)

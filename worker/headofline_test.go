@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -387,6 +388,41 @@ func TestPollThatFindsNothingWritesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestSearchTakesTheKnownGroupsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	b := newBacklog(t, 1, false)
+	b.dispatch(b.d.Direct, backlogKind, "", 1)
+	urgent := b.dispatchParams(foreignKind, "", 1)
+	urgent.Priorities[0] = 7
+	if _, err := b.q.TaskDispatch(t.Context(), b.d.Direct, urgent); err != nil {
+		t.Fatal(err)
+	}
+	p := b.turnParams(10)
+	p.Runnable, p.Searching = p.Known, true
+	// As they are claimed: the urgent one first, whose kind is the later one.
+	p.SeenKinds, p.SeenRanks = []int32{b.kinds[foreignKind], b.kinds[backlogKind]}, []int32{-7, 0}
+	p.SeenHeads = []pgtype.Timestamptz{{Valid: true}, {Valid: true}} // long ago: each head has moved on
+	b.undone(func(tx pgx.Tx) {
+		events, err := tasking.Turn(t.Context(), tx, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heads := map[group]int{}
+		for _, e := range events {
+			if e.Event == "head" {
+				heads[group{e.Kind, e.Attempt}]++
+			}
+		}
+		want := map[group]int{{b.kinds[backlogKind], 0}: 1, {b.kinds[foreignKind], -7}: 1, {b.kinds[foreignKind], 0}: 1}
+		if diff := cmp.Diff(want, heads, cmp.AllowUnexported(group{})); diff != "" {
+			t.Errorf("heads of groups (-want +got):\n%s", diff)
+		}
+		if n := len(b.claimed(events)); n != 3 {
+			t.Errorf("%d claimed, want 3", n)
+		}
+	})
 }
 
 func TestTurnThatFindsTasksLooksForNothingElse(t *testing.T) {

@@ -265,6 +265,19 @@ func TestBurstDrainsAndEnds(t *testing.T) {
 	}
 }
 
+func TestBurstEndsInAFleetWhoseBeatsServeAsPolls(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	// A fleet of a thousand, as nobody counts it anew.
+	if _, err := d.Direct.Exec(t.Context(), "INSERT INTO app_fleet VALUES ('worker', 1000, 1000, 0, now() + interval '1 hour')"); err != nil {
+		t.Fatal(err)
+	}
+	_, _, ended := start(t, newClient(t, d.Pool, d, echo), Config{Burst: true, Log: d.Log})
+	if err := ended(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestStoppingWorkerLetsItsTaskEnd(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"context", "drain"} {
