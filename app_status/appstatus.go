@@ -67,6 +67,9 @@ type Config struct {
 	// TTL is how long after a beat the process counts as online, at least a second. Default: 120 s
 	// for api, else 30 s.
 	TTL time.Duration
+	// Prolonged is called with the new end of the lease, a time of this process's monotonic clock, when the App is
+	// registered and after each beat. It must not wait. Default: nobody is told.
+	Prolonged func(until time.Time)
 	// Log gets one line when beats fail and when they work again. Default: none.
 	Log *slog.Logger
 }
@@ -159,8 +162,8 @@ func (a *App) Leased() bool {
 // no row.
 func (a *App) Lost() <-chan struct{} { return a.lost }
 
-// Look makes beats look for runnable tasks of all kinds but these (on), or not (the default). A beat that
-// finds one signals on Runnable, unless it had failed before: after an outage many beat at the same moments. In
+// Look makes beats look for tasks that are runnable, or due, of all kinds but these (on), or not (the default). A
+// beat that finds one signals on Runnable, unless it had failed before: after an outage many beat at the same moments. In
 // a large fleet most beats count only what nobody has taken for a quarter of a second: see pacing.Beats.Patience.
 func (a *App) Look(on bool, foreign []int32) {
 	if !on {
@@ -287,6 +290,9 @@ func (a *App) prolong(sent time.Time) {
 		a.lease.Reset(left)
 	}
 	a.until = sent.Add(a.cfg.TTL - a.margin())
+	if a.cfg.Prolonged != nil {
+		a.cfg.Prolonged(a.until)
+	}
 }
 
 func (a *App) lose() {

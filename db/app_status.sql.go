@@ -25,7 +25,7 @@ type AppStatusBeatParams struct {
 // Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
 // its type are online and how many of them keep house, as counted a second ago at most, unless another is
 // counting, or when this one registered, if that was later; and 1 if tasks of other than these kinds are
-// runnable, and have been for so many seconds (null: it does not look), else 0.
+// runnable, and have been for so many seconds (null: it does not look), or are due and have no place yet, else 0.
 func (q *Queries) AppStatusBeat(ctx context.Context, db DBTX, arg AppStatusBeatParams) ([]int32, error) {
 	row := db.QueryRow(ctx, AppStatusBeat, arg.ID, arg.Patience, arg.ForeignKinds)
 	var told []int32

@@ -289,3 +289,13 @@ type TaskSchedule struct {
 	LastTask     pgtype.UUID
 	CreatedAt    pgtype.Timestamptz
 }
+
+// What the last attempt of a task took that ran in a process of its own.
+type TaskUsage struct {
+	TaskID  pgtype.UUID
+	Attempt int32
+	// The most memory that the process had resident, in bytes; 0: not known.
+	PeakMemory int64
+	// Processor time of the process and of those that it has waited for.
+	CpuSeconds float64
+}

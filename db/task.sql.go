@@ -496,6 +496,25 @@ func (q *Queries) TaskStates(ctx context.Context, db DBTX, ids []pgtype.UUID) ([
 	return items, nil
 }
 
+const TaskToken = `-- name: TaskToken :one
+SELECT t.seq::bigint AS token FROM task t WHERE t.id = $1::uuid AND t.app_lock = $2::uuid AND t.attempt = $3::int
+  AND t.state IN ('running', 'canceling')
+`
+
+type TaskTokenParams struct {
+	ID      pgtype.UUID
+	Holder  pgtype.UUID
+	Attempt int32
+}
+
+// The place in its queues of a task that the holder still holds, which is its fencing token. No row: the lock is lost.
+func (q *Queries) TaskToken(ctx context.Context, db DBTX, arg TaskTokenParams) (int64, error) {
+	row := db.QueryRow(ctx, TaskToken, arg.ID, arg.Holder, arg.Attempt)
+	var token int64
+	err := row.Scan(&token)
+	return token, err
+}
+
 const TaskTurn = `-- name: TaskTurn :many
 SELECT task_turn($1::uuid, $2::int[], $3::int[], $4, $5, $6::uuid[],
     $7::uuid[], $8::int[], $9::text[], $10::text[], $11::text[], $12, $13,
@@ -528,6 +547,80 @@ type TaskTurnParams struct {
 // PostgreSQL takes longer to read a list of columns, each time, than to run a turn of one task.
 func (q *Queries) TaskTurn(ctx context.Context, db DBTX, arg TaskTurnParams) ([]string, error) {
 	rows, err := db.Query(ctx, TaskTurn,
+		arg.Worker,
+		arg.Known,
+		arg.Runnable,
+		arg.Wanted,
+		arg.Recovering,
+		arg.Holding,
+		arg.IDs,
+		arg.Attempts,
+		arg.States,
+		arg.Results,
+		arg.Errors,
+		arg.Sole,
+		arg.Quick,
+		arg.Searching,
+		arg.SeenKinds,
+		arg.SeenRanks,
+		arg.SeenHeads,
+		arg.Impatient,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var event string
+		if err := rows.Scan(&event); err != nil {
+			return nil, err
+		}
+		items = append(items, event)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const TaskTurnUsed = `-- name: TaskTurnUsed :many
+SELECT task_turn_used($1::uuid[], $2::bigint[], $3::float8[],
+    $4::uuid, $5::int[], $6::int[], $7, $8, $9::uuid[],
+    $10::uuid[], $11::int[], $12::text[], $13::text[], $14::text[], $15, $16,
+    $17, $18::int[], $19::int[], $20::timestamptz[], $21)::text AS event
+`
+
+type TaskTurnUsedParams struct {
+	UsedIds      []pgtype.UUID
+	PeakMemories []int64
+	CpuSeconds   []float64
+	Worker       pgtype.UUID
+	Known        []int32
+	Runnable     []int32
+	Wanted       int32
+	Recovering   bool
+	Holding      []pgtype.UUID
+	IDs          []pgtype.UUID
+	Attempts     []int32
+	States       []string
+	Results      []string
+	Errors       []string
+	Sole         pgtype.Text
+	Quick        bool
+	Searching    bool
+	SeenKinds    []int32
+	SeenRanks    []int32
+	SeenHeads    []pgtype.Timestamptz
+	Impatient    bool
+}
+
+// A turn that also records what attempts took that it ends; see TaskTurn.
+func (q *Queries) TaskTurnUsed(ctx context.Context, db DBTX, arg TaskTurnUsedParams) ([]string, error) {
+	rows, err := db.Query(ctx, TaskTurnUsed,
+		arg.UsedIds,
+		arg.PeakMemories,
+		arg.CpuSeconds,
 		arg.Worker,
 		arg.Known,
 		arg.Runnable,

@@ -315,7 +315,7 @@ func TestGroupAndCorrelationIDAreInherited(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := held(h, typ.Request(nil, tasking.Options{Group: &group, CorrelationID: "cid"}))
-	out := h.c.Execute(t.Context(), s.holder, nil, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null"), CorrelationID: "cid", Group: &group})
+	out := h.c.Execute(t.Context(), tasking.Holder{ID: s.holder}, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null"), CorrelationID: "cid", Group: &group})
 	if out.Error != nil {
 		t.Fatal(out.Error)
 	}

@@ -414,7 +414,7 @@ func within(step func(context.Context, *tasking.Run) error, check func(h *harnes
 		s := held(h, typ.Request(nil, tasking.Options{}))
 		return func(ctx context.Context) error {
 				claim := tasking.Claim{ID: s.id, Attempt: 1, Name: "test.within", Args: json.RawMessage("null"), CorrelationID: "c"}
-				if out := c.Execute(ctx, s.holder, nil, claim); out.Error != nil {
+				if out := c.Execute(ctx, tasking.Holder{ID: s.holder}, claim); out.Error != nil {
 					return out.Error
 				}
 				return nil

@@ -53,7 +53,7 @@ func TestArgumentsAreEncryptedAtRestAndKeysRotate(t *testing.T) {
 			w := h.worker()
 			claim := h.claim(w, 1)[0]
 			claim.Name = "test.told"
-			out := reader.Execute(t.Context(), w, nil, claim)
+			out := reader.Execute(t.Context(), tasking.Holder{ID: w}, claim)
 			switch {
 			case tt.says == "" && (out.Error != nil || string(out.Result) != `{"password":"hush"}`):
 				t.Errorf("result %s, %v", out.Result, out.Error)
@@ -83,7 +83,7 @@ func TestArgumentsThatLookEncryptedCannotBePassedOff(t *testing.T) {
 	w := h.worker()
 	claim := h.claim(w, 1)[0]
 	claim.Name = "test.told"
-	if out := c.Execute(t.Context(), w, nil, claim); out.Error != nil || string(out.Result) != `{"$encrypted":"gAAAA"}` {
+	if out := c.Execute(t.Context(), tasking.Holder{ID: w}, claim); out.Error != nil || string(out.Result) != `{"$encrypted":"gAAAA"}` {
 		t.Errorf("%s came out as %s, %v", d.ID, out.Result, out.Error)
 	}
 	// More than the one key in the object is nobody's business.
@@ -112,7 +112,7 @@ func TestScheduledArgumentsAreEncryptedToo(t *testing.T) {
 	claim := h.claim(w, 1)[0]
 	claim.Name = "test.told"
 	onlyNew := h.client(h.Pool, tasking.Config{Keys: []string{key('b')}}, told)
-	if out := onlyNew.Execute(t.Context(), w, nil, claim); string(out.Result) != `"hush"` {
+	if out := onlyNew.Execute(t.Context(), tasking.Holder{ID: w}, claim); string(out.Result) != `"hush"` {
 		t.Errorf("result %s, %v", out.Result, out.Error)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/isolate"
 )
 
 // Why the context of a task ended before its function did; see context.Cause.
@@ -36,13 +37,25 @@ type Outcome struct {
 	Error  *Error
 	// Reported says that the attempt has made progress reports.
 	Reported bool
+	// Usage is what it took, if it had a process of its own; else nil.
+	Usage *Usage
 }
 
-// Execute runs the function of a claimed task in this goroutine, for whoever holds the task, and
-// tells how it ended. It moves nothing in the database: that is the holder's to do, with the claim's
-// attempt. When the holder's lease ends, lost is closed (nil: never), and ctx should end with
-// ErrLeaseLost as its cause. A panic is a failure with its stack as traceback.
-func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan struct{}, claim Claim) Outcome {
+// Holder is the process that holds a task.
+type Holder struct {
+	// ID is its app status.
+	ID uuid.UUID
+	// Lost is closed when its lease ends. Default: it never does.
+	Lost <-chan struct{}
+	// Children run isolated tasks. Default: such a task fails.
+	Children *isolate.Pool
+}
+
+// Execute runs the function of a claimed task in this goroutine, or in a child process, for whoever holds the
+// task, and tells how it ended. It moves nothing in the database: that is the holder's to do, with the claim's
+// attempt. When the holder's lease ends, ctx should end with ErrLeaseLost as its cause. A panic is a failure with
+// its stack as traceback.
+func (c *Client) Execute(ctx context.Context, h Holder, claim Claim) Outcome {
 	e, ok := c.cfg.Registry.types[claim.Name]
 	if !ok || e.run == nil {
 		return failure(fmt.Errorf("task type %s is not known here", claim.Name), "")
@@ -58,15 +71,12 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan stru
 		ctx, cancel = context.WithTimeoutCause(ctx, ImmediateTimeout, ErrTimedOut)
 		defer cancel()
 	}
-	run := &Run{Claim: claim, client: c, holder: holder, lost: lost}
-	run.Log = slog.New((*runHandler)(run))
+	keep := &held{client: c, claim: claim, holder: h.ID, lost: h.Lost}
+	run := newRun(claim, keep, c.cfg.ProgressInterval, c.cfg.Log.Handler())
+	run.client = c
 
-	out := c.call(ctx, e, run)
-	out.Reported = run.reported()
-
-	if run.unsaved() {
-		c.saveLast(ctx, run)
-	}
+	out := c.call(ctx, h, e, run)
+	out.Reported = keep.reported.Load()
 	if out.State == Completed {
 		return out
 	}
@@ -82,29 +92,48 @@ func (c *Client) Execute(ctx context.Context, holder uuid.UUID, lost <-chan stru
 	return out
 }
 
-// saveLast saves what throttling held back: whatever has ended ctx, it is still worth it.
-func (c *Client) saveLast(ctx context.Context, run *Run) {
-	last, cancel := whileHeld(ctx, run.lost)
+func newRun(claim Claim, keep keeper, interval time.Duration, records slog.Handler) *Run {
+	run := &Run{Claim: claim, keep: keep, interval: interval, records: records}
+	run.Log = slog.New((*runHandler)(run))
+	return run
+}
+
+// saveLast saves what throttling held back: whatever has ended ctx, it is still worth it, until lost.
+func (r *Run) saveLast(ctx context.Context, lost <-chan struct{}) {
+	if !r.unsaved() {
+		return
+	}
+	last, cancel := whileHeld(ctx, lost)
 	defer cancel()
 	last, done := context.WithTimeout(last, statementTimeout)
 	defer done()
-	if err := run.flush(last); err != nil {
-		run.Log.Warn("save last progress failed", "err", err)
+	if err := r.flush(last); err != nil {
+		r.Log.Warn("save last progress failed", "err", err)
 	}
 }
 
-func (c *Client) call(ctx context.Context, e entry, run *Run) (out Outcome) {
-	defer func() {
-		if p := recover(); p != nil {
-			out = failure(fmt.Errorf("panic: %v", p), string(debug.Stack()))
-		}
-	}()
+// call runs the function, here or in a child process.
+func (c *Client) call(ctx context.Context, h Holder, e entry, run *Run) Outcome {
 	args, err := c.keys.open(run.Args)
 	if err != nil {
 		return failure(err, "")
 	}
 	run.Args = args
-	result, err := e.run(ctx, run, args)
+	if e.cfg.Isolated != nil && !run.Immediate {
+		return c.isolated(ctx, h, *e.cfg.Isolated, run)
+	}
+	defer run.saveLast(ctx, h.Lost)
+	return e.perform(ctx, run)
+}
+
+// perform calls the function.
+func (e entry) perform(ctx context.Context, run *Run) (out Outcome) {
+	defer func() {
+		if p := recover(); p != nil {
+			out = failure(fmt.Errorf("panic: %v", p), string(debug.Stack()))
+		}
+	}()
+	result, err := e.run(ctx, run, run.Args)
 	if err != nil {
 		return failure(err, traceback(err))
 	}
@@ -149,7 +178,7 @@ func (c *Client) runImmediate(ctx, held context.Context, by caller, p db.TaskDis
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	defer context.AfterFunc(held, func() { stop(ErrLeaseLost) })()
-	out := c.Execute(running, *by.holder, by.lost, claim)
+	out := c.Execute(running, Holder{ID: *by.holder, Lost: by.lost}, claim)
 	ends, err := c.finish(held, *by.holder, claim, out)
 	if failed, ok := RefusedOutcome(err); ok {
 		failed.Reported = out.Reported

@@ -145,7 +145,7 @@ func TestRunWritesNothingOnceTheLockIsLost(t *testing.T) {
 			h.enqueue()
 			h.claimOnly(s.holder, s.id)
 			execute := func(holder uuid.UUID, attempt int) error {
-				h.c.Execute(t.Context(), holder, nil, tasking.Claim{ID: s.id, Attempt: attempt, Name: "test.writes", Args: json.RawMessage("null"), CorrelationID: "c"})
+				h.c.Execute(t.Context(), tasking.Holder{ID: holder}, tasking.Claim{ID: s.id, Attempt: attempt, Name: "test.writes", Args: json.RawMessage("null"), CorrelationID: "c"})
 				return result
 			}
 			wantNothing := func(name string, err error) {
@@ -194,7 +194,7 @@ func TestProgressOfAFencedRunIsNotSaved(t *testing.T) {
 	}, tasking.TypeConfig{})
 	h = newHarness(t, typ)
 	s = held(h, typ.Request(nil, tasking.Options{}))
-	h.c.Execute(t.Context(), s.holder, nil, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.fenced", Args: json.RawMessage("null")})
+	h.c.Execute(t.Context(), tasking.Holder{ID: s.holder}, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.fenced", Args: json.RawMessage("null")})
 	if add != nil {
 		t.Errorf("a throttled save was sent: %v", add)
 	}

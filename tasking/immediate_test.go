@@ -167,7 +167,7 @@ func TestImmediateChildrenDispatchedTogetherAreLeftToWorkers(t *testing.T) {
 	}, tasking.TypeConfig{})
 	h := newHarness(t, typ)
 	s := held(h, typ.Request(nil, tasking.Options{}))
-	if out := h.c.Execute(t.Context(), s.holder, nil, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null")}); out.Error != nil {
+	if out := h.c.Execute(t.Context(), tasking.Holder{ID: s.holder}, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null")}); out.Error != nil {
 		t.Fatal(out.Error)
 	}
 	if got := h.state(ds[0].ID); ds[0].State != tasking.Waiting || got != tasking.Waiting {
@@ -245,7 +245,7 @@ func TestImmediateTaskCanceledWhileItRunsEndsCanceled(t *testing.T) {
 func TestWorkerHasTheImmediateLimitToo(t *testing.T) {
 	t.Parallel()
 	h := immediates(t)
-	out := h.c.Execute(t.Context(), uuid.Max, nil, tasking.Claim{ID: uuid.Max, Attempt: 1, Name: "test.slow", Args: json.RawMessage("null"), Immediate: true})
+	out := h.c.Execute(t.Context(), tasking.Holder{ID: uuid.Max}, tasking.Claim{ID: uuid.Max, Attempt: 1, Name: "test.slow", Args: json.RawMessage("null"), Immediate: true})
 	if out.State != tasking.Failed || !strings.Contains(out.Error.Description, "Immediate tasks must be async functions") {
 		t.Errorf("%+v", out)
 	}
@@ -263,14 +263,14 @@ func TestCausesOfAnEndedContextBecomePulpsErrors(t *testing.T) {
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(tt.cause)
-		out := h.c.Execute(ctx, uuid.Max, nil, tasking.Claim{ID: uuid.Max, Attempt: 1, Name: "test.hangs", Args: json.RawMessage("null")})
+		out := h.c.Execute(ctx, tasking.Holder{ID: uuid.Max}, tasking.Claim{ID: uuid.Max, Attempt: 1, Name: "test.hangs", Args: json.RawMessage("null")})
 		if out.State != tasking.Failed || out.Error.Reason != tt.want.Reason || out.Error.Description != tt.want.Description {
 			t.Errorf("%v: %+v", tt.cause, out.Error)
 		}
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(tasking.ErrShutdown)
-	if out := h.c.Execute(ctx, uuid.Max, nil, tasking.Claim{ID: uuid.Max, Attempt: 1, Name: "test.answers", Args: json.RawMessage("null")}); out.State != tasking.Completed {
+	if out := h.c.Execute(ctx, tasking.Holder{ID: uuid.Max}, tasking.Claim{ID: uuid.Max, Attempt: 1, Name: "test.answers", Args: json.RawMessage("null")}); out.State != tasking.Completed {
 		t.Errorf("what completes all the same is %s", out.State)
 	}
 }

@@ -247,7 +247,7 @@ func TestProgressOfAFailedAttemptSaysFailed(t *testing.T) {
 	}, tasking.TypeConfig{MaxAttempts: 2})
 	h := newHarness(t, typ)
 	s := held(h, typ.Request(nil, tasking.Options{}))
-	h.c.Execute(t.Context(), s.holder, nil, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.progress", Args: json.RawMessage("null")})
+	h.c.Execute(t.Context(), tasking.Holder{ID: s.holder}, tasking.Claim{ID: s.id, Attempt: 1, Name: "test.progress", Args: json.RawMessage("null")})
 	check := func(want ...tasking.State) {
 		t.Helper()
 		got := h.get(s.id).Progress
@@ -262,7 +262,7 @@ func TestProgressOfAFailedAttemptSaysFailed(t *testing.T) {
 	h.makeDue(s.id, time.Second)
 	h.enqueue()
 	h.claimOnly(s.holder, s.id)
-	h.c.Execute(t.Context(), s.holder, nil, tasking.Claim{ID: s.id, Attempt: 2, Name: "test.progress", Args: json.RawMessage("null")})
+	h.c.Execute(t.Context(), tasking.Holder{ID: s.holder}, tasking.Claim{ID: s.id, Attempt: 2, Name: "test.progress", Args: json.RawMessage("null")})
 	check(tasking.Completed, tasking.Running)
 	h.finish(s.holder, s.id, tasking.Completed)
 	check(tasking.Completed, tasking.Completed)

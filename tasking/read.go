@@ -2,10 +2,12 @@ package tasking
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
@@ -38,6 +40,12 @@ func (c *Client) Get(ctx context.Context, id uuid.UUID) (Task, error) {
 			t.Progress = append(t.Progress, Report{
 				Message: r.Message, Code: r.Code, State: State(r.State), Total: int64Ptr(r.Total), Done: r.Done, Suffix: r.Suffix.String,
 			})
+		}
+		switch used, err := c.q.TaskUsageGet(ctx, c.db, pgUUID(id)); {
+		case err == nil:
+			t.Usage = &Usage{PeakMemory: used.PeakMemory, CPUSeconds: used.CpuSeconds}
+		case !errors.Is(err, pgx.ErrNoRows):
+			return t, err
 		}
 		created, err := c.q.CreatedResourceList(ctx, c.db, []pgtype.UUID{pgUUID(id)})
 		for _, r := range created {

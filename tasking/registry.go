@@ -29,6 +29,9 @@ type TypeConfig struct {
 	// Backoff is the pause before the second attempt; it doubles with each further one, up to an
 	// hour. Default: 1 s where MaxAttempts is above 1.
 	Backoff time.Duration
+	// Isolated has each task run in a child process of the worker's program, but for those that were dispatched as
+	// immediate. Default: in a goroutine of the worker.
+	Isolated *Isolation
 }
 
 // Func is the function of a task type. It should return soon after ctx ends; context.Cause tells why.
@@ -151,6 +154,13 @@ func NewRegistry(types ...AnyType) (*Registry, error) {
 		if err := checkVersions(e.cfg.Versions); err != nil {
 			return nil, fmt.Errorf("task type %s: %w", name, err)
 		}
+		if e.cfg.Isolated != nil {
+			own, err := e.cfg.Isolated.complete()
+			if err != nil {
+				return nil, fmt.Errorf("task type %s: %w", name, err)
+			}
+			e.cfg.Isolated = &own
+		}
 		r.types[name] = e
 	}
 	return r, nil
@@ -164,6 +174,18 @@ func (r *Registry) Runnable() []string {
 	var names []string
 	for name, e := range r.types {
 		if e.run != nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Isolated lists the types that run in child processes, sorted.
+func (r *Registry) Isolated() []string {
+	var names []string
+	for name, e := range r.types {
+		if e.run != nil && e.cfg.Isolated != nil {
 			names = append(names, name)
 		}
 	}

@@ -82,7 +82,7 @@ func TestImmediateChildWhoseAnswerIsLostIsNotRunTwiceByOneWorker(t *testing.T) {
 			t.Errorf("claimed %v", got)
 		}
 	})
-	out := h.client(pool, tasking.Config{}, child, parent).Execute(t.Context(), p.holder, nil,
+	out := h.client(pool, tasking.Config{}, child, parent).Execute(t.Context(), tasking.Holder{ID: p.holder},
 		tasking.Claim{ID: p.id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null")})
 	if out.Error != nil || runs != 0 {
 		t.Errorf("%v; it ran %d times besides its claim", out.Error, runs)
@@ -108,7 +108,7 @@ func TestRecoveringWorkerIsNotGivenWhatItsTasksRunImmediately(t *testing.T) {
 	h.claimOnly(w, id)
 	done := make(chan tasking.Outcome, 1)
 	go func() {
-		done <- h.c.Execute(t.Context(), w, nil, tasking.Claim{ID: id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null")})
+		done <- h.c.Execute(t.Context(), tasking.Holder{ID: w}, tasking.Claim{ID: id, Attempt: 1, Name: "test.parent", Args: json.RawMessage("null")})
 	}()
 	run := <-inside
 	p := turnParams(w, h.kinds(), 10)

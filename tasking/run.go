@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,8 +22,8 @@ import (
 // Claim is a task as the process that holds it got it.
 type Claim struct {
 	ID uuid.UUID
-	// Attempt counts the runs begun. With ID it is the fencing token of this run: it grows with each
-	// claim, so an outside system that remembers the greatest one can refuse a run that was fenced.
+	// Attempt counts the runs begun. With ID it is what guards the task's own row; see Run.Token for effects
+	// outside of the database.
 	Attempt       int
 	Name          string
 	Args          json.RawMessage
@@ -55,16 +56,39 @@ type Run struct {
 	// Log carries the task's name, id and correlation id.
 	Log *slog.Logger
 
-	client *Client
-	holder uuid.UUID
-	lost   <-chan struct{} // closed when the holder's lease has ended
+	client   *Client // nil in a child process
+	keep     keeper
+	interval time.Duration // between two saves of a progress report
+	records  slog.Handler  // takes Log's
 
 	mu      sync.Mutex
 	reports []*Progress
 	created int32
 
 	described sync.Once
-	describes slog.Handler // the client's, with the task's attributes
+	describes slog.Handler // records, with the task's attributes
+}
+
+// keeper writes what a run says of its task, while the task is held: into the database, or, in a child process,
+// through its worker.
+type keeper interface {
+	dispatch(ctx context.Context, r Request) (Dispatched, error)
+	dispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, error)
+	saveProgress(ctx context.Context, ordinal int32, r Report) error
+	saveCreated(ctx context.Context, ordinal int32, prn string) error
+	token(ctx context.Context) (int64, error)
+	getGroup(ctx context.Context) (Group, error)
+	closeGroup(ctx context.Context) error
+}
+
+// held is the keeper of a task that this process holds.
+type held struct {
+	client *Client
+	claim  Claim
+	holder uuid.UUID
+	lost   <-chan struct{} // closed when the holder's lease has ended
+	// reported: progress may have been saved.
+	reported atomic.Bool
 }
 
 // runHandler is the handler of a Run's Log. Most tasks log nothing, so it makes the task's attributes when
@@ -73,16 +97,16 @@ type runHandler Run
 
 func (h *runHandler) handler() slog.Handler {
 	h.described.Do(func() {
-		h.describes = h.client.cfg.Log.Handler().WithAttrs([]slog.Attr{
+		h.describes = h.records.WithAttrs([]slog.Attr{
 			slog.String("task_name", h.Name), slog.String("task", h.ID.String()), slog.String("correlation_id", h.CorrelationID),
 		})
 	})
 	return h.describes
 }
 
-// Enabled asks the client's handler.
+// Enabled asks the handler of the process that holds the task.
 func (h *runHandler) Enabled(ctx context.Context, level slog.Level) bool {
-	return h.client.cfg.Log.Enabled(ctx, level)
+	return h.records.Enabled(ctx, level)
 }
 
 // Handle passes the record on with the task's attributes.
@@ -98,20 +122,72 @@ func (h *runHandler) WithGroup(name string) slog.Handler { return h.handler().Wi
 
 // Dispatch hands out a child task: this task is its parent; group and correlation id are inherited.
 func (r *Run) Dispatch(ctx context.Context, req Request) (Dispatched, error) {
-	return r.client.dispatch(ctx, r.caller(), req)
+	return r.keep.dispatch(ctx, req)
 }
 
 // DispatchMany hands out child tasks as Client.DispatchMany does.
 func (r *Run) DispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, error) {
-	return r.client.dispatchMany(ctx, r.caller(), reqs)
+	return r.keep.dispatchMany(ctx, reqs)
 }
 
-func (r *Run) caller() caller {
-	return caller{holder: &r.holder, lost: r.lost, parent: &r.ID, attempt: r.Attempt, group: r.Group, correlationID: r.CorrelationID}
+func (h *held) dispatch(ctx context.Context, req Request) (Dispatched, error) {
+	return h.client.dispatch(ctx, h.caller(), req)
 }
 
-// Client is the client of the process that runs the task.
+func (h *held) dispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, error) {
+	return h.client.dispatchMany(ctx, h.caller(), reqs)
+}
+
+func (h *held) caller() caller {
+	c := &h.claim
+	return caller{holder: &h.holder, lost: h.lost, parent: &c.ID, attempt: c.Attempt, group: c.Group, correlationID: c.CorrelationID}
+}
+
+// Client is the client of the process that runs the task. It is nil in a child process, which has no database:
+// see TypeConfig.Isolated.
 func (r *Run) Client() *Client { return r.client }
+
+// Token returns the fencing token of this run, for effects outside of the database: a number that is greater
+// than that of every earlier run of any task that reserved the same resource exclusively, and of every earlier
+// attempt of this one. An outside system that remembers the greatest one per resource can refuse a run that was
+// fenced. It asks the database, and returns ErrLockLost if the task is not held any more.
+func (r *Run) Token(ctx context.Context) (int64, error) { return r.keep.token(ctx) }
+
+func (h *held) token(ctx context.Context) (int64, error) {
+	token, err := send(ctx, "read fencing token", func(ctx context.Context) (int64, error) {
+		return h.client.q.TaskToken(ctx, h.client.db, db.TaskTokenParams{
+			ID: pgUUID(h.claim.ID), Holder: pgUUID(h.holder), Attempt: int32(h.claim.Attempt),
+		})
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("read fencing token: %w", ErrLockLost)
+	}
+	return token, err
+}
+
+// errNoGroup: the task has none.
+var errNoGroup = invalid("the task belongs to no group")
+
+// GetGroup reads the task's own group. It returns ErrInvalid if the task belongs to none.
+func (r *Run) GetGroup(ctx context.Context) (Group, error) { return r.keep.getGroup(ctx) }
+
+// CloseGroup says that all tasks of this task's own group are dispatched. It returns ErrInvalid if the task
+// belongs to none.
+func (r *Run) CloseGroup(ctx context.Context) error { return r.keep.closeGroup(ctx) }
+
+func (h *held) getGroup(ctx context.Context) (Group, error) {
+	if h.claim.Group == nil {
+		return Group{}, errNoGroup
+	}
+	return h.client.GetGroup(ctx, *h.claim.Group)
+}
+
+func (h *held) closeGroup(ctx context.Context) error {
+	if h.claim.Group == nil {
+		return errNoGroup
+	}
+	return h.client.CloseGroup(ctx, *h.claim.Group)
+}
 
 // AddCreatedResource records the PRN of something that the task has created, in order.
 func (r *Run) AddCreatedResource(ctx context.Context, prn string) error {
@@ -119,9 +195,13 @@ func (r *Run) AddCreatedResource(ctx context.Context, prn string) error {
 	ordinal := r.created
 	r.created++
 	r.mu.Unlock()
+	return r.keep.saveCreated(ctx, ordinal, prn)
+}
+
+func (h *held) saveCreated(ctx context.Context, ordinal int32, prn string) error {
 	n, err := send(ctx, "record created resource", func(ctx context.Context) (int64, error) {
-		return r.client.q.CreatedResourceSave(ctx, r.client.db, db.CreatedResourceSaveParams{
-			TaskID: pgUUID(r.ID), Ordinal: ordinal, Resource: prn, Holder: pgUUID(r.holder), Attempt: int32(r.Attempt),
+		return h.client.q.CreatedResourceSave(ctx, h.client.db, db.CreatedResourceSaveParams{
+			TaskID: pgUUID(h.claim.ID), Ordinal: ordinal, Resource: prn, Holder: pgUUID(h.holder), Attempt: int32(h.claim.Attempt),
 		})
 	})
 	if err == nil && n == 0 {
@@ -163,7 +243,7 @@ func (p *Progress) Add(ctx context.Context, n int64) error {
 	defer p.mu.Unlock()
 	p.report.Done += n
 	p.dirty = true
-	if time.Since(p.saved) < p.run.client.cfg.ProgressInterval {
+	if time.Since(p.saved) < p.run.interval {
 		return nil
 	}
 	return p.save(ctx)
@@ -187,32 +267,30 @@ func (p *Progress) flush(ctx context.Context) error {
 }
 
 func (p *Progress) save(ctx context.Context) error {
-	params := db.ProgressReportSaveParams{
-		TaskID: pgUUID(p.run.ID), Ordinal: p.ordinal, Message: p.report.Message, Code: p.report.Code,
-		State: string(p.report.State), Done: p.report.Done, Holder: pgUUID(p.run.holder), Attempt: int32(p.run.Attempt),
-		Suffix: pgtype.Text{String: p.report.Suffix, Valid: p.report.Suffix != ""},
-	}
-	if p.report.Total != nil {
-		params.Total = pgtype.Int8{Int64: *p.report.Total, Valid: true}
-	}
-	n, err := send(ctx, "save progress", func(ctx context.Context) (int64, error) {
-		return p.run.client.q.ProgressReportSave(ctx, p.run.client.db, params)
-	})
-	if err != nil {
+	if err := p.run.keep.saveProgress(ctx, p.ordinal, p.report); err != nil {
 		return err
-	}
-	if n == 0 {
-		return fmt.Errorf("save progress: %w", ErrLockLost)
 	}
 	p.saved, p.dirty = time.Now(), false
 	return nil
 }
 
-// reported reports whether there are progress reports.
-func (r *Run) reported() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.reports) > 0
+func (h *held) saveProgress(ctx context.Context, ordinal int32, r Report) error {
+	h.reported.Store(true)
+	params := db.ProgressReportSaveParams{
+		TaskID: pgUUID(h.claim.ID), Ordinal: ordinal, Message: r.Message, Code: r.Code,
+		State: string(r.State), Done: r.Done, Holder: pgUUID(h.holder), Attempt: int32(h.claim.Attempt),
+		Suffix: pgtype.Text{String: r.Suffix, Valid: r.Suffix != ""},
+	}
+	if r.Total != nil {
+		params.Total = pgtype.Int8{Int64: *r.Total, Valid: true}
+	}
+	n, err := send(ctx, "save progress", func(ctx context.Context) (int64, error) {
+		return h.client.q.ProgressReportSave(ctx, h.client.db, params)
+	})
+	if err == nil && n == 0 {
+		err = fmt.Errorf("save progress: %w", ErrLockLost)
+	}
+	return err
 }
 
 // unsaved reports whether throttling has held anything back.

@@ -42,7 +42,7 @@ func TestLogOfARunTellsWhichTaskItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := c.Execute(t.Context(), uuid.New(), nil, tasking.Claim{
+	got := c.Execute(t.Context(), tasking.Holder{ID: uuid.New()}, tasking.Claim{
 		ID: uuid.Max, Attempt: 1, Name: logs.Name(), Args: json.RawMessage("null"), CorrelationID: "c",
 	})
 	if string(got.Result) != "false" {
@@ -68,7 +68,7 @@ func TestNullArguments(t *testing.T) {
 	h := newHarness(t)
 	result := func(typ tasking.AnyType) string {
 		t.Helper()
-		out := h.client(h.Pool, tasking.Config{}, typ).Execute(t.Context(), uuid.New(), nil, tasking.Claim{
+		out := h.client(h.Pool, tasking.Config{}, typ).Execute(t.Context(), tasking.Holder{ID: uuid.New()}, tasking.Claim{
 			ID: uuid.Max, Attempt: 1, Name: typ.Name(), Args: json.RawMessage("null"),
 		})
 		if out.State != tasking.Completed {

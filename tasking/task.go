@@ -39,8 +39,8 @@ func (s State) Valid() bool {
 	return s == Waiting || s == Running || s == Canceling || s.Final()
 }
 
-// Domain is the one domain of an installation. Every task shares it; a task that reserves it
-// exclusively runs alone.
+// Domain is the one domain of an installation; the database's function domain_own names it too. Every task shares it;
+// a task that reserves it exclusively runs alone.
 const Domain = domainPrefix + "018f0000-0000-7000-8000-000000000001"
 
 // domainPrefix is what the database knows a domain by.
@@ -110,10 +110,12 @@ type Task struct {
 	Error    *Error          `json:"error"`
 	// BlockedOn is how many resources it waits for; nil if it is not queued yet.
 	BlockedOn *int `json:"blocked_on"`
-	// Children, Progress and Created are filled by Get, not by List.
+	// Children, Progress, Created and Usage are filled by Get, not by List.
 	Children []uuid.UUID `json:"child_tasks,omitempty"`
 	Progress []Report    `json:"progress_reports,omitempty"`
 	Created  []string    `json:"created_resources,omitempty"`
+	// Usage is what the last attempt took that ran in a process of its own; nil if none has.
+	Usage *Usage `json:"usage,omitempty"`
 }
 
 // Report is a progress report.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
@@ -29,10 +30,40 @@ type TurnEvent struct {
 	DueIn     float64 // seconds
 }
 
+// Used are tasks that a turn ends, and what they took, where that is known. The slices are parallel.
+type Used struct {
+	IDs          []pgtype.UUID
+	PeakMemories []int64 // bytes
+	CPUSeconds   []float64
+}
+
+// Add adds what a task took.
+func (u *Used) Add(id uuid.UUID, took Usage) {
+	u.IDs = append(u.IDs, pgUUID(id))
+	u.PeakMemories = append(u.PeakMemories, took.PeakMemory)
+	u.CPUSeconds = append(u.CPUSeconds, took.CPUSeconds)
+}
+
 // Turn sends a holder's statement once: it ends attempts and claims tasks. Workers send it, and processes that
 // run immediate tasks.
 func Turn(ctx context.Context, d db.DBTX, p db.TaskTurnParams) ([]TurnEvent, error) {
-	rows, err := db.New().TaskTurn(ctx, textwire.Over(d), p)
+	return TurnUsed(ctx, d, p, Used{})
+}
+
+// TurnUsed is Turn where some of the attempts that it ends had processes of their own.
+func TurnUsed(ctx context.Context, d db.DBTX, p db.TaskTurnParams, used Used) ([]TurnEvent, error) {
+	var rows []string
+	var err error
+	if len(used.IDs) == 0 {
+		rows, err = db.New().TaskTurn(ctx, textwire.Over(d), p)
+	} else {
+		rows, err = db.New().TaskTurnUsed(ctx, textwire.Over(d), db.TaskTurnUsedParams{
+			UsedIds: used.IDs, PeakMemories: used.PeakMemories, CpuSeconds: used.CPUSeconds,
+			Worker: p.Worker, Known: p.Known, Runnable: p.Runnable, Wanted: p.Wanted, Recovering: p.Recovering, Holding: p.Holding,
+			IDs: p.IDs, Attempts: p.Attempts, States: p.States, Results: p.Results, Errors: p.Errors, Sole: p.Sole, Quick: p.Quick,
+			Searching: p.Searching, SeenKinds: p.SeenKinds, SeenRanks: p.SeenRanks, SeenHeads: p.SeenHeads, Impatient: p.Impatient,
+		})
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ func newShift(w *Worker, app *appstatus.App) *shift {
 	}
 	s.crew = newCrew(func(t *slot) {
 		defer t.cancel(nil)
-		t.outcome = w.client.Execute(t.ctx, app.ID(), app.Lost(), t.claim)
+		t.outcome = w.client.Execute(t.ctx, tasking.Holder{ID: app.ID(), Lost: app.Lost(), Children: w.children}, t.claim)
 	})
 	return s
 }

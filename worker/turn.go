@@ -116,7 +116,7 @@ func (s *shift) turn(life context.Context, stopping bool) {
 	go func() {
 		ctx, cancel := context.WithTimeout(life, turnTimeout)
 		defer cancel()
-		t.rows, t.err = tasking.Turn(ctx, s.w.db, p)
+		t.rows, t.err = tasking.TurnUsed(ctx, s.w.db, p, used(t.sent))
 		if unknown := unknownKinds(t.rows); t.err == nil && len(unknown) > 0 {
 			// Read here, so that the verdict is ready with the answer.
 			var err error
@@ -132,6 +132,16 @@ func (s *shift) turn(life context.Context, stopping bool) {
 		}
 		s.turned <- t
 	}()
+}
+
+// used is what those of the tasks took that had processes of their own.
+func used(ended []*slot) (u tasking.Used) {
+	for _, e := range ended {
+		if e.outcome.Usage != nil {
+			u.Add(e.claim.ID, *e.outcome.Usage)
+		}
+	}
+	return u
 }
 
 func overdue(rows []tasking.TurnEvent) bool {

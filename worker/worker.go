@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	appstatus "github.com/pithworks/pith/app_status"
+	"github.com/pithworks/pith/internal/isolate"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -33,6 +35,8 @@ type Config struct {
 	// Grace is how long tasks may go on when Run's context has ended. Default: 600 s; negative: as
 	// long as they like.
 	Grace time.Duration
+	// WorkDir is where isolated tasks get their working directories. Default: os.TempDir().
+	WorkDir string
 	// Log gets what the worker does. Default: none.
 	Log *slog.Logger
 }
@@ -45,6 +49,8 @@ type Worker struct {
 	client *tasking.Client
 	db     *pgxpool.Pool
 	cfg    Config
+	// children run isolated tasks while Run does.
+	children *isolate.Pool
 
 	drain chan struct{} // closed by Drain
 	abort chan struct{} // closed by Abort
@@ -66,13 +72,21 @@ func New(client *tasking.Client, cfg Config) (*Worker, error) {
 	if len(client.Registry().Runnable()) == 0 {
 		return nil, errors.New("worker: the client's registry has no task type with a function")
 	}
+	if cfg.WorkDir != "" {
+		if info, err := os.Stat(cfg.WorkDir); err != nil || !info.IsDir() {
+			return nil, fmt.Errorf("worker: working directory %s: make it, and let the worker write there", cfg.WorkDir)
+		}
+	}
+	if names := client.Registry().Isolated(); len(names) > 0 && !isolate.Served() {
+		return nil, fmt.Errorf("worker: task type %s runs in child processes: call tasking.RunChild with the registry at the beginning of main, and of TestMain", names[0])
+	}
 	if cfg.Grace == 0 {
 		cfg.Grace = defaultGrace
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{client: client, db: client.Pool(), cfg: cfg, drain: make(chan struct{}), abort: make(chan struct{})}
+	w := &Worker{client: client, db: client.Pool(), cfg: cfg, children: isolate.New(isolate.Config{Dir: cfg.WorkDir}), drain: make(chan struct{}), abort: make(chan struct{})}
 	app, err := w.newApp() // for its errors, and the name before Run
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
@@ -85,6 +99,7 @@ func (w *Worker) newApp() (*appstatus.App, error) {
 	return appstatus.New(w.db, appstatus.Config{
 		Type: appstatus.Worker, NameTemplate: w.cfg.NameTemplate, Versions: w.cfg.Versions,
 		TaskNames: w.client.Registry().Runnable(), Housekeeping: !w.cfg.Auxiliary, TTL: w.cfg.TTL, Log: w.cfg.Log,
+		Prolonged: func(until time.Time) { w.children.Extend(until) },
 	})
 }
 
@@ -119,6 +134,8 @@ const (
 // ends, it claims no more; after Config.Grace it aborts what still runs. The results are recorded in
 // any case. A worker that was declared missing goes on under a new identity.
 func (w *Worker) Run(ctx context.Context) error {
+	w.children = isolate.New(isolate.Config{Dir: w.cfg.WorkDir})
+	defer w.children.Close()
 	for {
 		app, err := w.newApp()
 		if err != nil {

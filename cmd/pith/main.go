@@ -24,11 +24,23 @@ import (
 	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 
+	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/internal/demo"
 	"github.com/pithworks/pith/tasking"
 )
 
 func main() {
+	runChild()
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
+}
+
+// runChild runs isolated tasks if a worker has started this process for that.
+func runChild() {
+	registry, err := builtin.Registry(demo.Types()...)
+	if err != nil {
+		panic(err) // the types are the program's own
+	}
+	tasking.RunChild(registry)
 }
 
 // Exit statuses.

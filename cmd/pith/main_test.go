@@ -24,6 +24,7 @@ import (
 const asPith = "PITH_TEST_AS_PITH"
 
 func TestMain(m *testing.M) {
+	runChild()
 	if os.Getenv(asPith) != "" {
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
 	}

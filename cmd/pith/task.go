@@ -155,6 +155,10 @@ func (s *session) show(w io.Writer, t tasking.Task) {
 	for _, created := range t.Created {
 		line("created resource", created)
 	}
+	if u := t.Usage; u != nil {
+		line("memory", fmt.Sprintf("%d MiB at most", (u.PeakMemory+1<<20-1)>>20))
+		line("cpu", fmt.Sprintf("%.2f s", u.CPUSeconds))
+	}
 	line("result", string(t.Result))
 }
 

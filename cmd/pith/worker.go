@@ -25,6 +25,7 @@ type workerCmd struct {
 	Burst        bool          `help:"End when there is nothing left to do."`
 	NameTemplate string        `default:"{pid}@{hostname}" help:"Name of the worker; {fqdn} is known too."`
 	TTL          time.Duration `name:"ttl" default:"30s" help:"How long after a beat the worker counts as online."`
+	WorkDir      string        `name:"work-dir" placeholder:"DIR" help:"Where tasks that run in processes of their own get their working directories. Default: the system's for temporary files."`
 	Grace        time.Duration `default:"600s" help:"How long tasks may go on after an interrupt; negative: without limit."`
 }
 
@@ -32,7 +33,7 @@ type workerCmd struct {
 func (c workerCmd) Run(ctx context.Context, s *session) error {
 	return s.work(ctx, tasking.Config{}, worker.Config{
 		Concurrency: c.Concurrency, Auxiliary: c.Auxiliary, Burst: c.Burst, NameTemplate: c.NameTemplate,
-		TTL: c.TTL, Grace: c.Grace,
+		TTL: c.TTL, Grace: c.Grace, WorkDir: c.WorkDir,
 	})
 }
 

@@ -36,7 +36,7 @@ func Registry(more ...tasking.AnyType) (*tasking.Registry, error) {
 		deferred("dummy_task", dummyTask),
 		deferred("sleep", sleep),
 		immediate("asleep", sleep),
-		deferred("gooey_task", gooeyTask),
+		tasking.NewType(module+"gooey_task", gooeyTask, tasking.TypeConfig{Versions: Versions(), Isolated: &tasking.Isolation{}}),
 		deferred("dummy_group_task", dummyGroupTask),
 		deferred("group_task_with_finalizer", groupTaskWithFinalizer),
 		deferred("group_finalizer_task", groupFinalizerTask),
@@ -93,7 +93,8 @@ func sleep(ctx context.Context, _ *tasking.Run, args sleepArgs) (none, error) {
 	return nil, nil
 }
 
-// gooeyTask sleeps and ignores its context: what cannot be stopped politely.
+// gooeyTask sleeps and ignores its context: what cannot be stopped politely, but with the process that it has of
+// its own.
 func gooeyTask(_ context.Context, _ *tasking.Run, args sleepArgs) (none, error) {
 	d, err := args.duration()
 	if err != nil {
@@ -132,7 +133,7 @@ func dummyGroupTask(ctx context.Context, run *tasking.Run, args groupArgs) (none
 			return nil, context.Cause(ctx)
 		}
 	}
-	return nil, run.Client().CloseGroup(ctx, *run.Group)
+	return nil, run.CloseGroup(ctx)
 }
 
 func sleepFor(interval float64, o tasking.Options) tasking.Request {
@@ -162,7 +163,7 @@ func groupTaskWithFinalizer(ctx context.Context, run *tasking.Run, args finalize
 	if err != nil {
 		return nil, err
 	}
-	return nil, run.Client().CloseGroup(ctx, *run.Group)
+	return nil, run.CloseGroup(ctx)
 }
 
 // groupFinalizerTask fails unless all other tasks of its group are completed.
@@ -170,7 +171,7 @@ func groupFinalizerTask(ctx context.Context, run *tasking.Run, _ struct{}) (none
 	if run.Group == nil {
 		return nil, errNoGroup
 	}
-	g, err := run.Client().GetGroup(ctx, *run.Group)
+	g, err := run.GetGroup(ctx)
 	if err != nil {
 		return nil, err
 	}

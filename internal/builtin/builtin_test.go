@@ -5,18 +5,27 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
+	"github.com/pithworks/pith/internal/isolate"
 	"github.com/pithworks/pith/pool"
 	"github.com/pithworks/pith/tasking"
 	"github.com/pithworks/pith/worker"
 )
 
-func TestMain(m *testing.M) { dbtest.Main(m) }
+func TestMain(m *testing.M) {
+	registry, err := builtin.Registry()
+	if err != nil {
+		panic(err) // the types are the package's own
+	}
+	tasking.RunChild(registry)
+	dbtest.Main(m)
+}
 
 const module = "pulpcore.app.tasks.test."
 
@@ -60,8 +69,7 @@ func TestHelpersEndAsPulpsDo(t *testing.T) {
 		{name: "asleep", args: `{"interval": 0}`},
 		{name: "asleep", args: `{"interval": 0}`, immediate: true},
 		{name: "asleep", args: `{"interval": -1}`, immediate: true, fails: "sleep length must be non-negative"},
-		{name: "gooey_task", args: `{"interval": 0}`},
-		{name: "gooey_task", args: `{"interval": -1}`, fails: "sleep length must be non-negative"},
+		{name: "gooey_task", args: `{"interval": 0}`, fails: "only a worker can run it"},
 		{name: "failing_task", args: `null`, fails: "Task intentionally failed"},
 		{name: "failing_task", args: `{"error_message": "as told"}`, fails: "as told"},
 		{name: "afailing_task", args: `{"error_message": "as told"}`, immediate: true, fails: "as told"},
@@ -70,7 +78,7 @@ func TestHelpersEndAsPulpsDo(t *testing.T) {
 		{name: "group_finalizer_task", args: `null`, fails: "must be dispatched in a task group"},
 	}
 	for _, tt := range tests {
-		out := client.Execute(t.Context(), uuid.New(), nil, tasking.Claim{
+		out := client.Execute(t.Context(), tasking.Holder{ID: uuid.New()}, tasking.Claim{
 			ID: uuid.New(), Name: module + tt.name, Args: json.RawMessage(tt.args), Immediate: tt.immediate,
 		})
 		switch {
@@ -84,18 +92,34 @@ func TestHelpersEndAsPulpsDo(t *testing.T) {
 	}
 }
 
-func TestSleepStopsWithItsContextAndGooeyTaskDoesNot(t *testing.T) {
+func TestSleepStopsWithItsContext(t *testing.T) {
 	t.Parallel()
 	client := detached(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(tasking.ErrShutdown)
-	out := client.Execute(ctx, uuid.New(), nil, tasking.Claim{Name: module + "sleep", Args: json.RawMessage(`{"interval": 1e300}`)})
+	out := client.Execute(ctx, tasking.Holder{ID: uuid.New()}, tasking.Claim{Name: module + "sleep", Args: json.RawMessage(`{"interval": 1e300}`)})
 	if out.State != tasking.Failed || out.Error.Reason != tasking.ReasonShutdown {
 		t.Errorf("sleep: %s %v, want failed %s", out.State, out.Error, tasking.ReasonShutdown)
 	}
-	out = client.Execute(ctx, uuid.New(), nil, tasking.Claim{Name: module + "gooey_task", Args: json.RawMessage(`{"interval": 0.01}`)})
-	if out.State != tasking.Completed {
-		t.Errorf("gooey_task: %s %v, want completed", out.State, out.Error)
+}
+
+func TestGooeyTaskIgnoresItsContextButDiesOfIt(t *testing.T) {
+	t.Parallel()
+	client := detached(t)
+	children := isolate.New(isolate.Config{Dir: t.TempDir()})
+	defer children.Close()
+	run := func(ctx context.Context, interval string) tasking.Outcome {
+		return client.Execute(ctx, tasking.Holder{ID: uuid.New(), Children: children}, tasking.Claim{
+			ID: uuid.New(), Name: module + "gooey_task", Args: json.RawMessage(`{"interval": ` + interval + `}`),
+		})
+	}
+	if out := run(t.Context(), "0.01"); out.State != tasking.Completed {
+		t.Errorf("undisturbed: %s %v, want completed", out.State, out.Error)
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, tasking.ErrLeaseLost)
+	defer cancel()
+	if out := run(ctx, "1e300"); out.State != tasking.Failed || out.Error.Reason != "Killed by signal 9." {
+		t.Errorf("at the end of its context: %s %v, want killed", out.State, out.Error)
 	}
 }
 

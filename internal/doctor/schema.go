@@ -356,6 +356,7 @@ var needed = map[string]string{
 	"app_fleet":        "SELECT, INSERT, UPDATE",
 	"app_status":       "SELECT, INSERT, UPDATE, DELETE",
 	"created_resource": "SELECT, INSERT, UPDATE",
+	"task_usage":       "SELECT, INSERT, UPDATE",
 	"goose_db_version": "SELECT",
 	"progress_report":  "SELECT, INSERT, UPDATE",
 	"resource_lock":    "SELECT, UPDATE",

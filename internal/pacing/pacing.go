@@ -17,11 +17,12 @@ import (
 	"github.com/pithworks/pith/internal/resend"
 )
 
-// The polling policy. Any idle worker may take a task. A worker sleeps an exponentially distributed
-// time of mean N/R: the polls of N such workers are a Poisson process of rate R, whatever N is. A new
-// task is seen after 1/R on average, 99 of 100 after 4.6/R, and the database gets R polls per second.
+// The polling policy. Any idle worker may take a task, and its beats look for one too. Beside them a worker
+// polls: it sleeps an exponentially distributed time of mean N/P, where P is R less the N/BeatEvery beats per
+// second of the fleet. Polls and beats of N such workers together come like a Poisson process of rate R, whatever
+// N is, until beats alone are more. A new task is seen after 1/R on average, 99 of 100 after 4.6/R.
 const (
-	// RateBusy is R, in polls per second, while tasks come: 99 of 100 are seen within 61 ms, and a poll's
+	// RateBusy is R, in polls and beats per second, while tasks come: 99 of 100 are seen within 61 ms, and a poll's
 	// own time on top stays below 80 ms.
 	RateBusy = 75.0
 	// RateIdle is what R falls to while nothing comes: 99 of 100 are seen within 184 ms.

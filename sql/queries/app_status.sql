@@ -10,7 +10,7 @@ FROM app_register(@id::uuid, (@app_type::text)::app_type, @name::text, (@version
 -- Prolongs the lease. Null: the process was declared missing and must stop. Else three numbers: how many of
 -- its type are online and how many of them keep house, as counted a second ago at most, unless another is
 -- counting, or when this one registered, if that was later; and 1 if tasks of other than these kinds are
--- runnable, and have been for so many seconds (null: it does not look), else 0.
+-- runnable, and have been for so many seconds (null: it does not look), or are due and have no place yet, else 0.
 SELECT app_beat(@id::uuid, make_interval(secs => sqlc.narg(patience)::float8), @foreign_kinds::int[])::int[] AS told;
 
 -- name: AppStatusUnregister :execrows

@@ -16,6 +16,18 @@ SELECT task_turn(@worker::uuid, @known::int[], @runnable::int[], @wanted, @recov
     @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], sqlc.narg(sole), @quick,
     @searching, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[], @impatient)::text AS event;
 
+-- name: TaskTurnUsed :many
+-- A turn that also records what attempts took that it ends; see TaskTurn.
+SELECT task_turn_used(@used_ids::uuid[], @peak_memories::bigint[], @cpu_seconds::float8[],
+    @worker::uuid, @known::int[], @runnable::int[], @wanted, @recovering, @holding::uuid[],
+    @ids::uuid[], @attempts::int[], @states::text[], @results::text[], @errors::text[], sqlc.narg(sole), @quick,
+    @searching, @seen_kinds::int[], @seen_ranks::int[], @seen_heads::timestamptz[], @impatient)::text AS event;
+
+-- name: TaskToken :one
+-- The place in its queues of a task that the holder still holds, which is its fencing token. No row: the lock is lost.
+SELECT t.seq::bigint AS token FROM task t WHERE t.id = @id::uuid AND t.app_lock = @holder::uuid AND t.attempt = @attempt::int
+  AND t.state IN ('running', 'canceling');
+
 -- name: TaskEnqueueDue :one
 -- Queues tasks whose time has come; answers how many. Locks the queues that they enter.
 SELECT task_enqueue_due(@most::int)::int;

@@ -1,0 +1,510 @@
+package isolate_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pithworks/pith/internal/isolate"
+)
+
+func newPool(t *testing.T) *isolate.Pool {
+	t.Helper()
+	p := isolate.New(isolate.Config{Dir: t.TempDir()})
+	t.Cleanup(p.Close)
+	return p
+}
+
+// job makes a job that takes place within a minute.
+func job(t *testing.T, o order) isolate.Job {
+	t.Helper()
+	body, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return isolate.Job{Body: body, Name: "test", Time: time.Minute}
+}
+
+func do(t *testing.T, p *isolate.Pool, j isolate.Job) isolate.Result {
+	t.Helper()
+	r, err := p.Do(t.Context(), j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// answerTo is what a job returns that does not die.
+func answerTo(t *testing.T, p *isolate.Pool, j isolate.Job) string {
+	t.Helper()
+	r := do(t, p, j)
+	if r.Death != nil {
+		t.Fatalf("%s died: %v\n%s", j.Body, r.Death, r.Death.Output)
+	}
+	return untext(t, r.Body)
+}
+
+// forgiving lets a job go on for a minute when it is to stop.
+func forgiving(error) time.Duration { return time.Minute }
+
+// eventually looks until done. It is for what another process does on its own.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for range 1000 {
+		if done() {
+			return
+		}
+		<-look.C
+	}
+	t.Fatalf("not within 10 s: %s", what)
+}
+
+// alive reports whether a process is there and no zombie.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return err == nil && !strings.HasPrefix(rest, "Z")
+}
+
+func TestJobsRunInOtherProcessesThatAreUsedAgain(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	first := answerTo(t, p, job(t, order{Do: "pid"}))
+	if first == fmt.Sprint(os.Getpid()) {
+		t.Error("the job ran in this process")
+	}
+	for range 20 {
+		if again := answerTo(t, p, job(t, order{Do: "pid"})); again != first {
+			t.Fatalf("a second process: %s after %s", again, first)
+		}
+	}
+}
+
+func TestJobsAtTheSameTimeHaveProcessesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	meet := make(chan struct{})
+	var all sync.WaitGroup
+	for range 8 {
+		j := job(t, order{Do: "call"})
+		j.Answer = func(_ context.Context, _ string, body json.RawMessage) json.RawMessage {
+			meet <- struct{}{}
+			return body
+		}
+		all.Go(func() {
+			if _, err := p.Do(t.Context(), j); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range 8 {
+		<-meet
+	}
+	all.Wait()
+}
+
+func TestBodiesAnswersAndNotesArriveWhole(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	long := strings.Repeat("Wörter & <mehr> \u2028", 100_000)
+	if got := answerTo(t, p, job(t, order{Do: "echo", Text: long})); got != long {
+		t.Errorf("%d bytes came back of %d", len(got), len(long))
+	}
+	j := job(t, order{Do: "call", Text: long})
+	j.Answer = func(_ context.Context, name string, body json.RawMessage) json.RawMessage {
+		if name != "ask" || untext(t, body) != long {
+			t.Errorf("asked %s with %d bytes", name, len(body))
+		}
+		return text("42")
+	}
+	if got := answerTo(t, p, j); got != "42" {
+		t.Errorf("the answer was %q", got)
+	}
+	var notes []string
+	j = job(t, order{Do: "note", Number: 1000})
+	j.Note = func(body json.RawMessage) { notes = append(notes, untext(t, body)) }
+	answerTo(t, p, j)
+	for i, n := range notes {
+		if n != fmt.Sprint(i) {
+			t.Fatalf("note %d is %s", i, n)
+		}
+	}
+	if len(notes) != 1000 {
+		t.Errorf("%d notes of 1000", len(notes))
+	}
+}
+
+func TestDeathIsToldAsPulpTellsIt(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for _, test := range []struct {
+		order order
+		want  string
+	}{
+		{order{Do: "exit", Number: 3}, "Task process died unexpectedly with exitcode 3."},
+		{order{Do: "exit", Number: 0}, "Task process died unexpectedly with exitcode 0."},
+		{order{Do: "signal", Number: 9}, "Killed by signal 9."},
+		{order{Do: "signal", Number: 15}, "Killed by signal 15."},
+	} {
+		r := do(t, p, job(t, test.order))
+		if r.Death == nil || r.Death.Reason() != test.want || r.Death.OutOfMemory {
+			t.Errorf("%+v: %+v, want %s", test.order, r.Death, test.want)
+		}
+		if test.order.Do == "exit" && !strings.HasSuffix(r.Death.Output, "goodbye") {
+			t.Errorf("%+v: the last output is %q", test.order, r.Death.Output)
+		}
+		if got := answerTo(t, p, job(t, order{Do: "echo", Text: "on"})); got != "on" {
+			t.Errorf("after that: %q", got)
+		}
+	}
+}
+
+func TestProcessThatWasKilledWhileIdleCostsNoJob(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for range 10 {
+		pid, err := strconv.Atoi(answerTo(t, p, job(t, order{Do: "pid"})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answerTo(t, p, job(t, order{Do: "echo"}))
+}
+
+func TestJobIsToldWhyItIsToStop(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	j := job(t, order{Do: "heed"})
+	j.Note = func(json.RawMessage) { cancel(errors.New("for this reason")) }
+	j.Grace = forgiving
+	r, err := p.Do(ctx, j)
+	if err != nil || r.Death != nil || untext(t, r.Body) != "for this reason" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := p.Do(ctx, j); err == nil || err.Error() != "for this reason" {
+		t.Errorf("begun after the end of its context: %v", err)
+	}
+}
+
+func TestJobThatDoesNotStopIsKilled(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for _, grace := range []time.Duration{0, 10 * time.Millisecond} {
+		ctx, cancel := context.WithCancel(t.Context())
+		j := job(t, order{Do: "hang"})
+		j.Note = func(json.RawMessage) { cancel() }
+		j.Grace = func(cause error) time.Duration {
+			if !errors.Is(cause, context.Canceled) {
+				t.Errorf("ended by %v", cause)
+			}
+			return grace
+		}
+		r, err := p.Do(ctx, j)
+		if err != nil || r.Death == nil || r.Death.Signal != syscall.SIGKILL || r.OverTime {
+			t.Errorf("grace %s: %+v, %v", grace, r, err)
+		}
+		if r.Usage.PeakMemory == 0 {
+			t.Errorf("grace %s: peak memory is not known", grace)
+		}
+	}
+}
+
+func TestTimeLimitStopsAJob(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	polite := job(t, order{Do: "heed"})
+	polite.Time, polite.Grace = 10*time.Millisecond, forgiving
+	if r := do(t, p, polite); !r.OverTime || r.Death != nil || untext(t, r.Body) != isolate.ErrOverTime.Error() {
+		t.Errorf("one that heeds: %+v", r)
+	}
+	rude := job(t, order{Do: "hang"})
+	rude.Time = 10 * time.Millisecond
+	if r := do(t, p, rude); !r.OverTime || r.Death == nil || r.Death.Signal != syscall.SIGKILL {
+		t.Errorf("one that does not: %+v", r)
+	}
+}
+
+func TestMemoryLimitKillsAJob(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	j := job(t, order{Do: "allocate", Number: 200, Text: "hang"})
+	j.Memory = 100 << 20
+	r := do(t, p, j)
+	if r.Death == nil || !r.Death.OutOfMemory || r.Usage.PeakMemory < j.Memory {
+		t.Errorf("%+v %+v", r, r.Death)
+	}
+	j = job(t, order{Do: "allocate", Number: 20})
+	j.Memory = 100 << 20
+	answerTo(t, p, j)
+}
+
+func TestUsageIsOfTheJobAlone(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	pid := answerTo(t, p, job(t, order{Do: "pid"}))
+	big := do(t, p, job(t, order{Do: "allocate", Number: 100}))
+	if big.Usage.PeakMemory < 100<<20 {
+		t.Errorf("100 MiB: %d", big.Usage.PeakMemory)
+	}
+	answerTo(t, p, job(t, order{Do: "allocate", Number: 0}))
+	busy := do(t, p, job(t, order{Do: "burn", Number: 50}))
+	idle := do(t, p, job(t, order{Do: "echo"}))
+	if busy.Usage.CPU < 50*time.Millisecond || idle.Usage.CPU > busy.Usage.CPU/2 {
+		t.Errorf("CPU: %s, then %s", busy.Usage.CPU, idle.Usage.CPU)
+	}
+	if again := answerTo(t, p, job(t, order{Do: "pid"})); again != pid {
+		t.Errorf("in several processes: %s, %s", pid, again)
+	}
+}
+
+func TestProcessThatKeepsMuchMemoryIsNotUsedAgain(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	pid := answerTo(t, p, job(t, order{Do: "pid"}))
+	answerTo(t, p, job(t, order{Do: "allocate", Number: 300}))
+	if again := answerTo(t, p, job(t, order{Do: "pid"})); again == pid {
+		t.Error("it was used again")
+	}
+}
+
+func TestWorkingDirectoryGoesWithTheJob(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	p := isolate.New(isolate.Config{Dir: base})
+	defer p.Close()
+	dir := answerTo(t, p, job(t, order{Do: "directory"}))
+	if rel, err := filepath.Rel(base, dir); err != nil || strings.HasPrefix(rel, "..") {
+		t.Fatalf("it worked in %s", dir)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the job: %v", err)
+	}
+	if other := answerTo(t, p, job(t, order{Do: "directory"})); other == dir {
+		t.Error("two jobs had the same directory")
+	}
+	p.Close()
+	if left, err := os.ReadDir(base); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestDirectoriesOfTheDeadAreRemovedAndThoseOfTheLivingAreNot(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	living := isolate.New(isolate.Config{Dir: base})
+	defer living.Close()
+	answerTo(t, living, job(t, order{Do: "echo"}))
+	dead := filepath.Join(base, "pith-work-dead")
+	if err := os.MkdirAll(filepath.Join(dead, "job"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	young := filepath.Join(base, "pith-work-young")
+	if err := os.Mkdir(young, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(base)
+	if err != nil || len(entries) != 3 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	for _, e := range entries {
+		if name := filepath.Join(base, e.Name()); name != young {
+			if err := os.Chtimes(name, time.Now(), time.Now().Add(-time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	other := isolate.New(isolate.Config{Dir: base})
+	defer other.Close()
+	answerTo(t, other, job(t, order{Do: "echo"}))
+	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was left behind: %v", err)
+	}
+	if _, err := os.Stat(young); err != nil {
+		t.Errorf("one that is being made: %v", err)
+	}
+	answerTo(t, living, job(t, order{Do: "directory"}))
+}
+
+func TestEnvironmentHasNoSecrets(t *testing.T) {
+	t.Setenv("PITH_ARGS_KEYS", "secret")
+	t.Setenv("PGPASSWORD", "secret")
+	t.Setenv("ASKED_FOR", "given")
+	p := newPool(t)
+	plain := answerTo(t, p, job(t, order{Do: "environment"}))
+	if strings.Contains(plain, "secret") || strings.Contains(plain, "ASKED_FOR") || !strings.Contains(plain, "PATH=") {
+		t.Errorf("it has:\n%s", plain)
+	}
+	j := job(t, order{Do: "environment"})
+	j.Env = []string{"ASKED_FOR", "NOT_SET"}
+	if more := answerTo(t, p, j); !strings.Contains(more, "ASKED_FOR=given") || strings.Contains(more, "secret") {
+		t.Errorf("one that asks has:\n%s", more)
+	}
+	if again := answerTo(t, p, job(t, order{Do: "environment"})); strings.Contains(again, "ASKED_FOR") {
+		t.Error("another job got the process of one that asked for more")
+	}
+}
+
+func TestWhatAJobLeavesRunningIsKilled(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for _, end := range []string{"", "hang"} {
+		var orphan int
+		j := job(t, order{Do: "descendants", Text: end})
+		ctx, cancel := context.WithCancel(t.Context())
+		j.Note = func(body json.RawMessage) {
+			orphan, _ = strconv.Atoi(untext(t, body))
+			if end == "hang" {
+				cancel()
+			}
+		}
+		if _, err := p.Do(ctx, j); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if orphan == 0 {
+			t.Fatal("nothing was started")
+		}
+		eventually(t, "the orphan is gone", func() bool { return !alive(orphan) })
+	}
+}
+
+func TestCallsOfAJobThatHasEndedReachNobody(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	answerTo(t, p, job(t, order{Do: "call on"}))
+	for range 20 {
+		j := job(t, order{Do: "call", Text: "mine"})
+		j.Answer = func(_ context.Context, name string, body json.RawMessage) json.RawMessage {
+			if name != "ask" {
+				t.Errorf("an earlier job called %s", name)
+			}
+			return body
+		}
+		if got := answerTo(t, p, j); got != "mine" {
+			t.Errorf("answered %q", got)
+		}
+	}
+}
+
+func TestLeaseEndsAJobThatNobodyWatches(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	p.Extend(time.Now().Add(time.Hour))
+	j := job(t, order{Do: "hang"})
+	j.Note = func(json.RawMessage) { p.Extend(time.Now().Add(50 * time.Millisecond)) }
+	r := do(t, p, j)
+	if r.Death == nil || r.Death.Signal != syscall.SIGKILL || r.OverTime {
+		t.Errorf("%+v %+v", r, r.Death)
+	}
+	p.Extend(time.Now().Add(time.Hour))
+	answerTo(t, p, job(t, order{Do: "echo"}))
+}
+
+func TestLeaseThatIsProlongedEndsNothing(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	p.Extend(time.Now().Add(time.Hour))
+	j := job(t, order{Do: "call"})
+	j.Answer = func(_ context.Context, _ string, body json.RawMessage) json.RawMessage {
+		short := time.Now().Add(300 * time.Millisecond)
+		p.Extend(short)
+		p.Extend(time.Now().Add(time.Hour))
+		<-time.After(time.Until(short) + 50*time.Millisecond)
+		return body
+	}
+	answerTo(t, p, j)
+	// Nor does the lease of a job that has ended.
+	pid := answerTo(t, p, job(t, order{Do: "pid"}))
+	if again := answerTo(t, p, job(t, order{Do: "pid"})); again != pid {
+		t.Error("the process has ended")
+	}
+}
+
+func TestCloseKillsWhatRuns(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	j := job(t, order{Do: "hang"})
+	j.Note = func(json.RawMessage) { go p.Close() }
+	if r := do(t, p, j); r.Death == nil {
+		t.Errorf("%+v", r)
+	}
+	p.Close()
+	if _, err := p.Do(t.Context(), job(t, order{Do: "echo"})); err == nil {
+		t.Error("a job was begun after that")
+	}
+}
+
+// TestMiddle is the process between in TestChildDiesWithItsParent.
+func TestMiddle(t *testing.T) {
+	if os.Getenv("ISOLATE_MIDDLE") == "" {
+		t.Skip("it is a part of TestChildDiesWithItsParent")
+	}
+	p := isolate.New(isolate.Config{})
+	j := job(t, order{Do: "descendants", Text: "hang"})
+	j.Note = func(body json.RawMessage) { fmt.Println("descendant", untext(t, body)) }
+	_, err := p.Do(t.Context(), j)
+	t.Log(err)
+}
+
+func TestChildDiesWithItsParent(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestMiddle$")
+	cmd.Env = append(os.Environ(), "ISOLATE_MIDDLE=1", "TMPDIR="+t.TempDir())
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var descendant int
+	if _, err := fmt.Fscanf(out, "descendant %d\n", &descendant); err != nil {
+		t.Fatal(err)
+	}
+	children, err := exec.Command("pgrep", "-P", strconv.Itoa(cmd.Process.Pid)).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(strings.TrimSpace(string(children)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !alive(child) || !alive(descendant) {
+		t.Fatal("nothing runs")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	eventually(t, "the child and its descendants are gone", func() bool { return !alive(child) && !alive(descendant) })
+}
+
+func BenchmarkJob(b *testing.B) {
+	p := isolate.New(isolate.Config{Dir: b.TempDir()})
+	defer p.Close()
+	body, err := json.Marshal(order{Do: "echo"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := p.Do(b.Context(), isolate.Job{Body: body, Name: "bench"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
