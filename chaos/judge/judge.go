@@ -1,0 +1,479 @@
+// Package judge decides whether a chaos run has kept what Pith promises, from the log of its witness and from
+// what the database holds in the end.
+//
+// It trusts neither alone. The log has what clients were promised and what tasks have done; the database has what
+// became of each task, and each change of its state.
+package judge
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pithworks/pith/chaos/witness"
+)
+
+// Task is a row of the database.
+type Task struct {
+	ID          uuid.UUID `json:"id"`
+	State       string    `json:"state"`
+	Attempt     int       `json:"attempt"`
+	MaxAttempts int       `json:"max_attempts"`
+	CreatedAt   time.Time `json:"created_at"`
+	// Schedule is the name of the schedule that it is of; "": it is of none. Due is the time that it was
+	// dispatched for, as the schedule's row has it.
+	Schedule string    `json:"schedule,omitempty"`
+	Due      time.Time `json:"due,omitzero"`
+}
+
+// Change is a change of a task's state, in the order in which they were made; "" is that it was not there.
+type Change struct {
+	Task uuid.UUID     `json:"task"`
+	From string        `json:"from"`
+	To   string        `json:"to"`
+	At   time.Duration `json:"at"` // since the beginning of the run
+}
+
+// Run is what is to be judged.
+type Run struct {
+	Events  []witness.Event `json:"events"`
+	Tasks   []Task          `json:"tasks"`
+	Changes []Change        `json:"changes"`
+	// TTL of the workers.
+	TTL time.Duration `json:"ttl"`
+}
+
+// Violation is a broken promise.
+type Violation struct {
+	Rule string
+	Text string
+}
+
+// String is for people.
+func (v Violation) String() string { return v.Rule + ": " + v.Text }
+
+// The rules.
+const (
+	Exclusion = "exclusion" // who reserves a resource exclusively is alone with it
+	Order     = "order"     // who came first to a resource goes first
+	Lost      = "lost"      // what was acknowledged is there
+	Final     = "final"     // each task ends in one final state, once
+	Once      = "once"      // an attempt has its effect once at most, a completed one exactly once
+	Cancel    = "cancel"    // what was acknowledged as canceled does not begin any more, and ends so
+	Schedule  = "schedule"  // each due time gives one task at most; a schedule that is due gives one
+	Stuck     = "stuck"     // after the faults everything moves on within two TTLs, and ends
+	Crash     = "crash"     // no process ends by itself
+)
+
+// Rules are all rules.
+var Rules = []string{Exclusion, Order, Lost, Final, Once, Cancel, Schedule, Stuck, Crash}
+
+// Judge answers what was violated.
+func Judge(r Run) []Violation {
+	j := &judge{run: r, tasks: map[uuid.UUID]Task{}}
+	for _, t := range r.Tasks {
+		j.tasks[t.ID] = t
+	}
+	j.holders()
+	j.clients()
+	j.ends()
+	j.effects()
+	j.cancels()
+	j.schedules()
+	j.moves()
+	for _, e := range r.Events {
+		if e.Kind == witness.Crashed {
+			j.say(Crash, "%s ended by itself: %s", e.Process, e.State)
+		}
+	}
+	return j.found
+}
+
+type judge struct {
+	run   Run
+	tasks map[uuid.UUID]Task
+	found []Violation
+}
+
+func (j *judge) say(rule, format string, args ...any) {
+	j.found = append(j.found, Violation{rule, fmt.Sprintf(format, args...)})
+}
+
+func final(state string) bool {
+	return state == "completed" || state == "failed" || state == "canceled" || state == "skipped"
+}
+
+// attempt is a run of a task.
+type attempt struct {
+	task uuid.UUID
+	n    int
+}
+
+// run is a run of a task that goes on.
+type holding struct {
+	witness.Event
+	// frozen: its process was stopped meanwhile, and may not have noticed yet that it lost its lease.
+	frozen bool
+}
+
+// compatible reports whether two reservations of the same resource may be held at the same time.
+func compatible(a, b bool) bool { return a && b }
+
+// reservations calls do for each resource.
+func reservations(e witness.Event, do func(name string, shared bool)) {
+	for _, r := range e.Reserved {
+		name, shared := strings.CutPrefix(r, "shared:")
+		do(name, shared)
+	}
+}
+
+// shares reports how e reserves a resource.
+func shares(e witness.Event, name string) bool { return slices.Contains(e.Reserved, "shared:"+name) }
+
+// holders judges who was at a resource together with whom, and in which order.
+func (j *judge) holders() {
+	active := map[string]map[attempt]*holding{} // by resource
+	running := map[attempt]*holding{}
+	greatest := map[string][2]witness.Event{} // that began: exclusively, shared
+	frozen := map[string]bool{}               // processes that are stopped, or were a moment ago
+	leave := func(a attempt) {
+		h, ok := running[a]
+		if !ok {
+			return
+		}
+		delete(running, a)
+		reservations(h.Event, func(name string, _ bool) { delete(active[name], a) })
+	}
+	for _, e := range j.run.Events {
+		a := attempt{e.Task, e.Attempt}
+		switch e.Kind {
+		case witness.Stopped:
+			frozen[e.Process] = true
+			for _, h := range running {
+				h.frozen = h.frozen || h.Process == e.Process
+			}
+		case witness.Gone:
+			for a, h := range running {
+				if h.Conn == e.Conn {
+					leave(a)
+				}
+			}
+		case witness.Killed:
+			delete(frozen, e.Process)
+		case witness.Ended:
+			leave(a)
+		case witness.Touched, witness.Effect:
+			if h := running[a]; e.Refused && (h == nil || !h.frozen) {
+				j.say(Exclusion, "task %s, attempt %d, of %s was fenced (event %d), though its process was never stopped", e.Task, e.Attempt, e.Process, e.N)
+			}
+		case witness.Begun:
+			if e.Refused {
+				if !frozen[e.Process] {
+					j.say(Order, "task %s, attempt %d, began too late (event %d): others had come after it", e.Task, e.Attempt, e.N)
+				}
+				continue
+			}
+			h := &holding{Event: e}
+			if _, twice := running[a]; twice {
+				j.say(Once, "task %s, attempt %d, runs twice (event %d)", e.Task, e.Attempt, e.N)
+			}
+			running[a] = h
+			reservations(e, func(name string, shared bool) {
+				if active[name] == nil {
+					active[name] = map[attempt]*holding{}
+				}
+				for other, o := range active[name] {
+					if !compatible(shared, shares(o.Event, name)) && !o.frozen && other != a {
+						j.say(Exclusion, "%s: task %s began (event %d) while task %s of %s, which began at event %d, ran", name, e.Task, e.N, o.Task, o.Process, o.N)
+					}
+				}
+				before := greatest[name]
+				for mode, g := range before { // 0: exclusively
+					if g.Token > e.Token && !compatible(shared, mode == 1) {
+						j.say(Order, "%s: task %s with place %d began (event %d) after task %s with place %d (event %d)", name, e.Task, e.Token, e.N, g.Task, g.Token, g.N)
+					}
+				}
+				mode := 0
+				if shared {
+					mode = 1
+				}
+				if e.Token > before[mode].Token {
+					before[mode] = e
+				}
+				greatest[name] = before
+				active[name][a] = h
+			})
+		}
+	}
+}
+
+// clients judges the order of what one client has dispatched, and whether all of it is there.
+func (j *judge) clients() {
+	token := map[uuid.UUID]int64{} // of the first attempt
+	for _, e := range j.run.Events {
+		if e.Kind == witness.Begun && e.Attempt == 1 && !e.Refused {
+			token[e.Task] = e.Token
+		}
+	}
+	type queue struct{ client, resource string }
+	last := map[queue][2]witness.Event{} // that was dispatched and has begun: exclusively, shared
+	for _, e := range j.run.Events {
+		if e.Kind != witness.Dispatched {
+			continue
+		}
+		if _, ok := j.tasks[e.Task]; !ok {
+			j.say(Lost, "task %s was acknowledged to %s (event %d) and is not there", e.Task, e.Client, e.N)
+		}
+		if token[e.Task] == 0 || !e.Queued {
+			continue
+		}
+		reservations(e, func(name string, shared bool) {
+			q := queue{e.Client, name}
+			before := last[q]
+			for mode, b := range before {
+				if token[b.Task] > token[e.Task] && !compatible(shared, mode == 1) {
+					j.say(Order, "%s: %s dispatched task %s before task %s, and it has the later place", name, e.Client, b.Task, e.Task)
+				}
+			}
+			if shared {
+				before[1] = e
+			} else {
+				before[0] = e
+			}
+			last[q] = before
+		})
+	}
+}
+
+// ends judges that each task ends once.
+func (j *judge) ends() {
+	ended := map[uuid.UUID]string{}
+	for _, c := range j.run.Changes {
+		if was, ok := ended[c.Task]; ok {
+			j.say(Final, "task %s was %s and changed to %s", c.Task, was, c.To)
+		}
+		if final(c.To) {
+			ended[c.Task] = c.To
+		}
+	}
+	for _, e := range j.run.Events {
+		if e.Kind == witness.Seen && final(e.State) && j.tasks[e.Task].State != e.State {
+			j.say(Final, "task %s was seen as %s (event %d) and is %q", e.Task, e.State, e.N, j.tasks[e.Task].State)
+		}
+	}
+	for id, state := range ended {
+		if t, ok := j.tasks[id]; ok && t.State != state {
+			j.say(Final, "task %s ended as %s and is %s", id, state, t.State)
+		}
+	}
+}
+
+// effects judges that what tasks do to the outside happens once.
+func (j *judge) effects() {
+	had := map[attempt]int{}
+	all := map[uuid.UUID]int{}
+	for _, e := range j.run.Events {
+		if e.Kind == witness.Effect && !e.Refused {
+			had[attempt{e.Task, e.Attempt}]++
+			all[e.Task]++
+		}
+	}
+	for a, n := range had {
+		if n > 1 {
+			j.say(Once, "task %s, attempt %d, had its effect %d times", a.task, a.n, n)
+		}
+	}
+	for _, t := range j.run.Tasks {
+		if t.MaxAttempts == 1 && all[t.ID] > 1 {
+			j.say(Once, "task %s is never retried and had its effect %d times", t.ID, all[t.ID])
+		}
+		if t.State == "completed" && had[attempt{t.ID, t.Attempt}] == 0 {
+			j.say(Once, "task %s completed in attempt %d without its effect", t.ID, t.Attempt)
+		}
+	}
+}
+
+// cancels judges that cancellations are honored.
+func (j *judge) cancels() {
+	canceled := map[uuid.UUID]int64{}
+	for _, e := range j.run.Events {
+		switch e.Kind {
+		case witness.Canceled:
+			if state := j.tasks[e.Task].State; (e.State == "canceled" || e.State == "canceling") && state != "canceled" && (state == "" || final(state)) {
+				j.say(Cancel, "task %s was acknowledged as %s (event %d) and is %q", e.Task, e.State, e.N, state)
+			}
+			if e.State == "canceled" {
+				canceled[e.Task] = e.N
+			}
+		case witness.Begun:
+			if n, ok := canceled[e.Task]; ok {
+				j.say(Cancel, "task %s began (event %d) after it was canceled (event %d)", e.Task, e.N, n)
+			}
+		}
+	}
+}
+
+// schedules judges what the clock has dispatched. Nothing is dispatched while a schedule's last task goes on, and
+// what was missed is not caught up on.
+func (j *judge) schedules() {
+	of := map[string][]Task{}
+	for _, t := range j.run.Tasks {
+		if t.Schedule != "" {
+			of[t.Schedule] = append(of[t.Schedule], t)
+		}
+	}
+	for _, e := range j.run.Events {
+		if e.Kind != witness.Scheduled {
+			continue
+		}
+		tasks := of[e.Name]
+		delete(of, e.Name)
+		slices.SortFunc(tasks, func(a, b Task) int { return a.CreatedAt.Compare(b.CreatedAt) })
+		if len(tasks) == 0 {
+			j.say(Schedule, "%s was due at %s and never dispatched", e.Name, e.Due)
+			continue
+		}
+		if !tasks[0].Due.Equal(e.Due) {
+			j.say(Schedule, "%s was due at %s first, and dispatched for %s", e.Name, e.Due, tasks[0].Due)
+		}
+		if e.Every == 0 && len(tasks) > 1 {
+			j.say(Schedule, "%s is due once and was dispatched %d times", e.Name, len(tasks))
+		}
+		dues := map[time.Time]uuid.UUID{}
+		for _, t := range tasks {
+			switch other, twice := dues[t.Due]; {
+			case t.Due.IsZero():
+				j.say(Schedule, "%s: task %s was dispatched for no due time", e.Name, t.ID)
+			case twice:
+				j.say(Schedule, "%s: tasks %s and %s are of the same due time %s", e.Name, other, t.ID, t.Due)
+			case t.CreatedAt.Before(t.Due):
+				j.say(Schedule, "%s: task %s was dispatched at %s, before it was due at %s", e.Name, t.ID, t.CreatedAt, t.Due)
+			}
+			dues[t.Due] = t.ID
+		}
+	}
+	for name := range of {
+		j.say(Schedule, "tasks were dispatched by %s, which nobody has made", name)
+	}
+}
+
+// moves judges that after the faults everything moves on, and ends.
+func (j *judge) moves() {
+	var calm, still time.Duration
+	for _, e := range j.run.Events {
+		switch e.Kind {
+		case witness.Calm:
+			calm = e.At
+		case witness.Still:
+			still = e.At
+		}
+	}
+	if still == 0 {
+		j.say(Stuck, "the run has no end")
+		return
+	}
+	left := 0
+	for _, t := range j.run.Tasks {
+		if !final(t.State) {
+			if left++; left <= 5 {
+				j.say(Stuck, "task %s is %s in the end", t.ID, t.State)
+			}
+		}
+	}
+	if left > 5 {
+		j.say(Stuck, "and %d more tasks", left-5)
+	}
+	// The longest time after the faults in which tasks were there, and none ended.
+	open := map[uuid.UUID]bool{}
+	last := calm
+	for _, c := range j.run.Changes {
+		waiting := len(open) > 0
+		if final(c.To) {
+			delete(open, c.Task)
+		} else {
+			open[c.Task] = true
+		}
+		if c.At < calm {
+			continue
+		}
+		if final(c.To) || !waiting {
+			if gap := c.At - last; waiting && gap > 2*j.run.TTL {
+				j.say(Stuck, "after the faults nothing ended for %s, more than two TTLs", gap.Round(time.Millisecond))
+			}
+			last = c.At
+		}
+	}
+}
+
+// Recovery is how long it took until everything went on after faults of a kind.
+type Recovery struct {
+	Fault  string
+	Times  []time.Duration // sorted
+	Median time.Duration
+	Worst  time.Duration
+}
+
+// Recoveries answers how long it took after the end of each fault until a task had its effect that was dispatched
+// after that; or, after a process was killed, until what it held had ended.
+func Recoveries(r Run) []Recovery {
+	times := map[string][]time.Duration{}
+	for i, e := range r.Events {
+		switch e.Kind {
+		case witness.Healed:
+			if d, ok := flows(r.Events[i:]); ok {
+				times[e.Name] = append(times[e.Name], d)
+			}
+		case witness.Killed:
+			if d, ok := freed(r, i); ok {
+				times["kill: what it held"] = append(times["kill: what it held"], d)
+			}
+		}
+	}
+	var out []Recovery
+	for fault, list := range times {
+		slices.Sort(list)
+		out = append(out, Recovery{fault, list, list[len(list)/2], list[len(list)-1]})
+	}
+	slices.SortFunc(out, func(a, b Recovery) int { return cmp.Compare(a.Fault, b.Fault) })
+	return out
+}
+
+// flows is how long after the first event a task had its effect that was dispatched later.
+func flows(events []witness.Event) (time.Duration, bool) {
+	fresh := map[uuid.UUID]bool{}
+	for _, e := range events {
+		switch {
+		case e.Kind == witness.Dispatched:
+			fresh[e.Task] = true
+		case e.Kind == witness.Effect && fresh[e.Task]:
+			return e.At - events[0].At, true
+		}
+	}
+	return 0, false
+}
+
+// freed is how long after event i, which killed a process, the last of the tasks ended that it ran.
+func freed(r Run, i int) (time.Duration, bool) {
+	held := map[uuid.UUID]bool{}
+	for _, e := range r.Events[:i] {
+		switch {
+		case e.Process != r.Events[i].Process:
+		case e.Kind == witness.Begun && !e.Refused:
+			held[e.Task] = true
+		case e.Kind == witness.Ended:
+			delete(held, e.Task)
+		}
+	}
+	var worst time.Duration
+	for _, c := range r.Changes {
+		if held[c.Task] && c.At > r.Events[i].At && c.From == "running" {
+			worst = max(worst, c.At-r.Events[i].At)
+			delete(held, c.Task)
+		}
+	}
+	return worst, worst > 0
+}
