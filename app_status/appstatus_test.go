@@ -494,3 +494,63 @@ func TestAppSurvivesAnOutageThatIsShorterThanItsLease(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestBlockedRowEndsTheLeaseInTime has another program lock the process's row, for good or for a part of the lease.
+func TestBlockedRowEndsTheLeaseInTime(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name     string
+		released bool
+	}{{"for good", false}, {"for a part of the lease", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			d := dbtest.New(t)
+			app := register(t, d.Pool, appstatus.Config{Type: appstatus.Worker, TTL: 3 * time.Second, Log: d.Log})
+			neighbor, err := d.Direct.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = neighbor.Rollback(context.WithoutCancel(t.Context())) }() // or it was released
+			if _, err := neighbor.Exec(t.Context(), "SELECT FROM app_status FOR UPDATE"); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() { ended <- app.Run(ctx) }()
+			before := list(t, d, "")[0]
+			if !test.released {
+				<-app.Lost()
+				lost := time.Now() // the servers are on this host, so on this clock
+				if missing := before.LastHeartbeat.Add(before.TTL); !lost.Before(missing) {
+					t.Errorf("lost at %s, missing at %s", lost.UTC(), missing)
+				}
+				if err := <-ended; !errors.Is(err, appstatus.ErrLost) {
+					t.Error(err)
+				}
+				return
+			}
+			waits := time.NewTicker(5 * time.Millisecond)
+			defer waits.Stop()
+			for blocked := false; !blocked; <-waits.C {
+				if err := d.Direct.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)").Scan(&blocked); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := neighbor.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for !list(t, d, "")[0].LastHeartbeat.After(before.LastHeartbeat) {
+				select {
+				case <-waits.C:
+				case err := <-ended:
+					t.Fatalf("it ended: %v", err)
+				}
+			}
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
