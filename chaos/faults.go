@@ -97,7 +97,6 @@ func toOne(ttl time.Duration) []fault {
 		{"kill", 4, 100 * time.Millisecond, 2 * time.Second, func(_ context.Context, b *breaker) (func(context.Context) error, string, error) {
 			m := b.member()
 			m.kill()
-			<-m.ended
 			return func(context.Context) error { return m.start() }, m.spec.Name, nil
 		}},
 		{"stop", 4, ttl / 4, 2 * ttl, func(_ context.Context, b *breaker) (func(context.Context) error, string, error) {

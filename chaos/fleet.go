@@ -54,12 +54,12 @@ func (f *fleet) add(s *stage, sp spec, viaStandIn bool) error {
 	return m.start()
 }
 
-// start starts the process.
+// start starts the process, unless it runs.
 func (m *member) start() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leaving {
-		return nil
+	if m.leaving || m.runs() {
+		return nil // two may have killed it, and bring it back
 	}
 	m.spec.Seed++
 	own, err := json.Marshal(m.spec)
@@ -89,6 +89,19 @@ func (m *member) start() error {
 	return nil
 }
 
+// runs reports whether the process is there.
+func (m *member) runs() bool {
+	if m.ended == nil {
+		return false
+	}
+	select {
+	case <-m.ended:
+		return false
+	default:
+		return true
+	}
+}
+
 // watch waits for the end of the process.
 func (m *member) watch(cmd *exec.Cmd, ended chan struct{}) {
 	err := cmd.Wait()
@@ -101,13 +114,17 @@ func (m *member) watch(cmd *exec.Cmd, ended chan struct{}) {
 	close(ended)
 }
 
-// kill kills the process at once.
+// kill kills the process at once, and waits until it is gone. Its life may be over already.
 func (m *member) kill() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.killed = true
-	m.fleet.record.Add(witness.Event{Kind: witness.Killed, Process: m.spec.Name})
-	_ = m.cmd.Process.Kill() // it may have ended
+	if m.runs() {
+		m.killed = true
+		m.fleet.record.Add(witness.Event{Kind: witness.Killed, Process: m.spec.Name})
+		_ = m.cmd.Process.Kill() // it may have ended
+	}
+	ended := m.ended
+	m.mu.Unlock()
+	<-ended
 }
 
 // signal stops or continues the process, not its children.
@@ -118,7 +135,7 @@ func (m *member) signal(sig syscall.Signal) {
 	if sig == syscall.SIGCONT {
 		kind = witness.Continued
 	}
-	if !m.killed {
+	if m.runs() {
 		// What is stopped is known to be before it is; what goes on, after that.
 		if kind == witness.Stopped {
 			m.fleet.record.Add(witness.Event{Kind: kind, Process: m.spec.Name})

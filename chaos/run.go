@@ -107,6 +107,9 @@ func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.R
 func drain(ctx context.Context, s *stage, progress io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
+	if _, err := s.direct.Exec(ctx, "UPDATE task_schedule SET next_dispatch = NULL WHERE dispatch_interval IS NOT NULL"); err != nil {
+		return fmt.Errorf("end schedules: %w", err)
+	}
 	for {
 		var left int
 		if err := s.direct.QueryRow(ctx, `SELECT (SELECT count(*) FROM task WHERE finished_at IS NULL)

@@ -200,3 +200,32 @@ func ExampleRun_Dispatch() {
 		return nil, run.AddCreatedResource(ctx, "prn:file.filerepository:018f0000-0000-7000-8000-000000000000")
 	}, tasking.TypeConfig{})
 }
+
+// A program whose registry has isolated types calls RunChild before anything else.
+func ExampleRunChild() {
+	thumbnail := tasking.NewType("example.thumbnail", func(_ context.Context, run *tasking.Run, image string) (string, error) {
+		// The working directory is the task's own, and so is what a library that it calls does to the process.
+		run.Log.Info("shrinking", "image", image)
+		return image + ".small", nil
+	}, tasking.TypeConfig{Isolated: &tasking.Isolation{Memory: 512 << 20, Time: time.Minute, Env: []string{"MAGICK_HOME"}}})
+	registry, err := tasking.NewRegistry(thumbnail)
+	fmt.Println(registry.Isolated(), err)
+	tasking.RunChild(registry) // in a child of a worker it does not return
+	// Then a worker may run: worker.New(client, worker.Config{Concurrency: 100})
+	// Output: [example.thumbnail] <nil>
+}
+
+func ExampleRun_Token() {
+	_ = tasking.NewType("example.upload", func(ctx context.Context, run *tasking.Run, url string) (any, error) {
+		token, err := run.Token(ctx) // fails if the task is not held any more
+		if err != nil {
+			return nil, err
+		}
+		// A store that refuses what comes with a smaller token than it has seen is safe from a worker that was
+		// stopped for long and goes on.
+		return nil, putIfNewer(ctx, url, token)
+	}, tasking.TypeConfig{})
+}
+
+// putIfNewer stands for a request to an outside system.
+func putIfNewer(context.Context, string, int64) error { return nil }

@@ -495,16 +495,48 @@ func TestChildDiesWithItsParent(t *testing.T) {
 	eventually(t, "the child and its descendants are gone", func() bool { return !alive(child) && !alive(descendant) })
 }
 
+// BenchmarkJob is the whole cost of a job that does nothing: its directory, the way there and back, its usage.
 func BenchmarkJob(b *testing.B) {
+	b.Run("one at a time", func(b *testing.B) {
+		j, p := benchmarkJob(b)
+		for b.Loop() {
+			if _, err := p.Do(b.Context(), j); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("as many as processors", func(b *testing.B) {
+		j, p := benchmarkJob(b)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if _, err := p.Do(b.Context(), j); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	})
+}
+
+// BenchmarkStart is what a job costs whose process is not used again.
+func BenchmarkStart(b *testing.B) {
+	j, _ := benchmarkJob(b)
+	for b.Loop() {
+		p := isolate.New(isolate.Config{Dir: b.TempDir()})
+		if _, err := p.Do(b.Context(), j); err != nil {
+			b.Fatal(err)
+		}
+		p.Close()
+	}
+}
+
+func benchmarkJob(b *testing.B) (isolate.Job, *isolate.Pool) {
+	b.Helper()
 	p := isolate.New(isolate.Config{Dir: b.TempDir()})
-	defer p.Close()
+	b.Cleanup(p.Close)
 	body, err := json.Marshal(order{Do: "echo"})
 	if err != nil {
 		b.Fatal(err)
 	}
-	for b.Loop() {
-		if _, err := p.Do(b.Context(), isolate.Job{Body: body, Name: "bench"}); err != nil {
-			b.Fatal(err)
-		}
-	}
+	return isolate.Job{Body: body, Name: "bench"}, p
 }
