@@ -387,24 +387,64 @@ func (j *judge) moves() {
 	if left > 5 {
 		j.say(Stuck, "and %d more tasks", left-5)
 	}
-	// The longest time after the faults in which tasks were there, and none ended.
-	open := map[uuid.UUID]bool{}
-	last := calm
+	j.idles(calm)
+	j.leftovers(calm)
+}
+
+// idles judges that after the faults there is no long time in which tasks wait and none runs.
+func (j *judge) idles(calm time.Duration) {
+	states := map[uuid.UUID]string{}
+	running, last := 0, calm
 	for _, c := range j.run.Changes {
-		waiting := len(open) > 0
-		if final(c.To) {
-			delete(open, c.Task)
-		} else {
-			open[c.Task] = true
+		if gap := c.At - max(last, calm); running == 0 && len(states) > 0 && gap > 2*j.run.TTL {
+			j.say(Stuck, "after the faults %d tasks waited and none ran for %s, more than two TTLs", len(states), gap.Round(time.Millisecond))
 		}
-		if c.At < calm {
-			continue
+		last = c.At
+		if states[c.Task] == "running" || states[c.Task] == "canceling" {
+			running--
 		}
-		if final(c.To) || !waiting {
-			if gap := c.At - last; waiting && gap > 2*j.run.TTL {
-				j.say(Stuck, "after the faults nothing ended for %s, more than two TTLs", gap.Round(time.Millisecond))
+		states[c.Task] = c.To
+		switch {
+		case final(c.To):
+			delete(states, c.Task)
+		case c.To == "running" || c.To == "canceling":
+			running++
+		}
+	}
+}
+
+// leftovers judges that what was running in a process that is gone is ended in time.
+func (j *judge) leftovers(calm time.Duration) {
+	left := map[uuid.UUID]time.Duration{} // since when nobody runs it
+	conn := map[uuid.UUID]int64{}
+	for _, e := range j.run.Events {
+		switch e.Kind {
+		case witness.Begun:
+			if !e.Refused {
+				conn[e.Task] = e.Conn
+				delete(left, e.Task)
 			}
-			last = c.At
+		case witness.Ended:
+			delete(conn, e.Task)
+			left[e.Task] = e.At
+		case witness.Gone:
+			for task, c := range conn {
+				if c == e.Conn {
+					delete(conn, task)
+					left[task] = e.At
+				}
+			}
+		}
+	}
+	claimed := map[uuid.UUID]time.Duration{}
+	for _, c := range j.run.Changes {
+		if c.To == "running" {
+			claimed[c.Task] = c.At
+		}
+		since, ok := left[c.Task]
+		since = max(since, claimed[c.Task]) // it may have been claimed once more, and never begun
+		if late := c.At - max(since, calm); ok && c.From != "waiting" && final(c.To) && late > 2*j.run.TTL {
+			j.say(Stuck, "task %s was run by nobody any more, and ended as %s %s later", c.Task, c.To, late.Round(time.Millisecond))
 		}
 	}
 }

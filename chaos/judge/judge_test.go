@@ -217,6 +217,14 @@ func TestEachRuleFindsItsViolation(t *testing.T) {
 			r.Changes = append(r.Changes, judge.Change{Task: id(14), To: "waiting", At: calm + ms},
 				judge.Change{Task: id(14), From: "waiting", To: "completed", At: calm + 2*r.TTL + 2*ms})
 		}},
+		{"an end that comes late, after its process has gone", judge.Stuck, func(t *testing.T, r *judge.Run) {
+			calm := event(t, r, witness.Calm, 0).At
+			for i := range r.Changes {
+				if r.Changes[i].Task == id(7) && r.Changes[i].To == "failed" {
+					r.Changes[i].At = calm + 2*r.TTL + ms
+				}
+			}
+		}},
 		{"a run without an end", judge.Stuck, func(_ *testing.T, r *judge.Run) { drop(r, witness.Still) }},
 		{"a process that ends by itself", judge.Crash, func(_ *testing.T, r *judge.Run) {
 			r.Events = append(r.Events, witness.Event{Kind: witness.Crashed, Process: "worker-1", State: "exit status 1"})
