@@ -90,7 +90,7 @@ func address(p *pgxpool.Pool) string {
 	return net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
 }
 
-// connect makes a pool to a database with the schema that this program needs.
+// connect makes a pool to a database with the schema that this program needs, or a newer one that serves it.
 func (s *session) connect(ctx context.Context) (*pgxpool.Pool, error) {
 	p, err := s.open(ctx)
 	if err != nil {
@@ -99,8 +99,12 @@ func (s *session) connect(ctx context.Context) (*pgxpool.Pool, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	if err := migrate.Check(ctx, p); err != nil {
-		p.Close()
-		return nil, err
+		differ, ok := errors.AsType[*migrate.VersionError](err)
+		if !ok || !differ.Serves() {
+			p.Close()
+			return nil, err
+		}
+		s.log.Debug("database schema is newer than this program and serves it", "version", differ.Have, "own_version", differ.Need)
 	}
 	return p, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -17,23 +18,34 @@ type migrateCmd struct {
 	Status migrateStatusCmd `cmd:"" help:"List the migrations."`
 }
 
+// migrateWaits say how long a migration waits for others, and others for it.
+type migrateWaits struct {
+	LockTimeout time.Duration `name:"lock-timeout" default:"1500ms" help:"How long each wait for a lock may take, and others have to wait behind it, before the migration lets them pass and tries again."`
+	RetryFor    time.Duration `name:"retry-for" default:"5m" help:"How long a migration that does not get its locks is tried again."`
+}
+
 type (
-	migrateUpCmd     struct{}
-	migrateDownCmd   struct{}
+	migrateUpCmd struct {
+		migrateWaits `embed:""`
+	}
+	migrateDownCmd struct {
+		migrateWaits `embed:""`
+	}
 	migrateDownToCmd struct {
-		Version int64 `arg:"" help:"The version to keep."`
+		Version      int64 `arg:"" help:"The version to keep."`
+		migrateWaits `embed:""`
 	}
 	migrateStatusCmd struct{}
 )
 
 // Run runs the command.
-func (migrateUpCmd) Run(ctx context.Context, s *session) error {
-	return s.migrate(ctx, func(ctx context.Context, p *pgxpool.Pool) error { return migrate.Up(ctx, p, s.log) })
+func (c migrateUpCmd) Run(ctx context.Context, s *session) error {
+	return s.migrating(ctx, c.migrateWaits, func(ctx context.Context, m *migrate.Migrator) error { return m.Up(ctx) })
 }
 
 // Run runs the command.
-func (migrateDownCmd) Run(ctx context.Context, s *session) error {
-	return s.migrate(ctx, migrate.Down)
+func (c migrateDownCmd) Run(ctx context.Context, s *session) error {
+	return s.migrating(ctx, c.migrateWaits, func(ctx context.Context, m *migrate.Migrator) error { return m.Down(ctx) })
 }
 
 // Run runs the command.
@@ -41,12 +53,26 @@ func (c migrateDownToCmd) Run(ctx context.Context, s *session) error {
 	if c.Version < 0 {
 		return usage("version %d is negative", c.Version)
 	}
-	return s.migrate(ctx, func(ctx context.Context, p *pgxpool.Pool) error { return migrate.DownTo(ctx, p, c.Version) })
+	return s.migrating(ctx, c.migrateWaits, func(ctx context.Context, m *migrate.Migrator) error { return m.DownTo(ctx, c.Version) })
 }
 
 // Run runs the command.
 func (migrateStatusCmd) Run(ctx context.Context, s *session) error {
 	return s.migrate(ctx, func(context.Context, *pgxpool.Pool) error { return nil })
+}
+
+// migrating changes the schema.
+func (s *session) migrating(ctx context.Context, waits migrateWaits, change func(context.Context, *migrate.Migrator) error) error {
+	if waits.LockTimeout < time.Millisecond || waits.RetryFor <= 0 {
+		return usage("--lock-timeout and --retry-for must be positive, the former a millisecond at least")
+	}
+	return s.migrate(ctx, func(ctx context.Context, p *pgxpool.Pool) error {
+		m, err := migrate.New(p, migrate.Config{LockTimeout: waits.LockTimeout, RetryFor: waits.RetryFor, Log: s.log})
+		if err != nil {
+			return usage("%v", err)
+		}
+		return change(ctx, m)
+	})
 }
 
 // migration is a step of the schema's history as it is printed.

@@ -11,8 +11,6 @@ CREATE ROLE pith_migrate LOGIN PASSWORD :'pith_migrate_password';
 -- Limits belong to the role: behind a pooler a session's SET is somebody else's, too.
 ALTER ROLE pith SET statement_timeout = '60s';
 ALTER ROLE pith SET idle_in_transaction_session_timeout = '30s';
--- A migration that waits for a lock holds up all who come after it.
-ALTER ROLE pith_migrate SET lock_timeout = '5s';
 
 CREATE DATABASE pith OWNER pith_migrate;
 REVOKE ALL ON DATABASE pith FROM PUBLIC;

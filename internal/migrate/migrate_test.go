@@ -67,6 +67,16 @@ func wantCheck(t *testing.T, db *dbtest.DB, sentinel error, have int64) {
 	}
 }
 
+// migrator is one with the default waits.
+func migrator(t *testing.T, p *pgxpool.Pool) *migrate.Migrator {
+	t.Helper()
+	m, err := migrate.New(p, migrate.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 func newest(t *testing.T) int64 {
 	t.Helper()
 	n, err := migrate.Newest()
@@ -91,14 +101,14 @@ func TestUpDownUp(t *testing.T) {
 		if err := migrate.Up(t.Context(), p, db.Log); err != nil {
 			t.Errorf("nothing to do: %v", err)
 		}
-		if err := migrate.DownTo(t.Context(), p, 0); err != nil {
+		if err := migrator(t, p).DownTo(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
 		wantCheck(t, db, migrate.ErrTooOld, 0)
 		if left := relations(t, db); len(left) != 0 {
 			t.Errorf("undoing all migrations leaves %v", left)
 		}
-		if err := migrate.Down(t.Context(), p); err == nil {
+		if err := migrator(t, p).Down(t.Context()); err == nil {
 			t.Error("undid a migration when none was applied")
 		}
 		if err := migrate.Up(t.Context(), p, db.Log); err != nil {
@@ -125,18 +135,18 @@ func TestEachStepCanBeUndoneAndRedone(t *testing.T) {
 		if i > 0 {
 			before = list[i-1].Version
 		}
-		if err := migrate.DownTo(t.Context(), db.Pool, list[i].Version); err != nil {
+		if err := migrator(t, db.Pool).DownTo(t.Context(), list[i].Version); err != nil {
 			t.Fatal(err)
 		}
 		at := relations(t, db)
-		if err := migrate.Down(t.Context(), db.Pool); err != nil {
+		if err := migrator(t, db.Pool).Down(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		wantCheck(t, db, migrate.ErrTooOld, before)
 		if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 			t.Fatal(err)
 		}
-		if err := migrate.DownTo(t.Context(), db.Pool, list[i].Version); err != nil {
+		if err := migrator(t, db.Pool).DownTo(t.Context(), list[i].Version); err != nil {
 			t.Fatal(err)
 		}
 		if again := relations(t, db); !slices.Equal(at, again) {
@@ -213,7 +223,7 @@ func TestNewerDatabaseIsToldApart(t *testing.T) {
 	if err := migrate.Up(t.Context(), db.Pool, db.Log); err != nil {
 		t.Errorf("up on a newer database: %v", err)
 	}
-	if err := migrate.Down(t.Context(), db.Pool); !errors.Is(err, migrate.ErrTooNew) {
+	if err := migrator(t, db.Pool).Down(t.Context()); !errors.Is(err, migrate.ErrTooNew) {
 		t.Errorf("down on a newer database: %v", err)
 	}
 	list, err := migrate.Status(t.Context(), db.Pool)

@@ -173,6 +173,7 @@ var senderFiles = map[string]string{
 	"internal/demo/pooler.go":       "asks PgBouncer's console",
 	"internal/localpg/bouncer.go":   "asks PgBouncer's console",
 	"internal/localpg/server.go":    "makes databases, on a server of its own",
+	"internal/migrate/lock.go":      "asks the server and goose's table who is in the way",
 	"internal/migrate/version.go":   "reads goose's table, which sqlc does not know",
 	"internal/textwire/textwire.go": "hands on what package db sends",
 }
