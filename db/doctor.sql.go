@@ -341,6 +341,14 @@ WITH space AS (
     SELECT 'rule', t.name, r.rulename::text, pg_get_ruledef(r.oid, true)
     FROM tables t JOIN pg_catalog.pg_rewrite r ON r.ev_class = t.oid WHERE t.relkind = 'r'
     UNION ALL
+    SELECT 'policy', t.name, o.polname::text,
+        CASE o.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END
+        || CASE WHEN o.polpermissive THEN '' ELSE ', restrictive' END
+        || ' TO ' || coalesce((SELECT string_agg(r.rolname::text, ', ' ORDER BY r.rolname) FROM pg_catalog.pg_roles r WHERE r.oid = ANY (o.polroles)), 'PUBLIC')
+        || coalesce(' USING (' || pg_get_expr(o.polqual, o.polrelid) || ')', '')
+        || coalesce(' WITH CHECK (' || pg_get_expr(o.polwithcheck, o.polrelid) || ')', '')
+    FROM tables t JOIN pg_catalog.pg_policy o ON o.polrelid = t.oid
+    UNION ALL
     SELECT 'type', '', y.typname::text, (SELECT string_agg(e.enumlabel::text, ', ' ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e WHERE e.enumtypid = y.oid)
     FROM pg_catalog.pg_type y, space WHERE y.typnamespace = space.id AND y.typtype = 'e'
     UNION ALL
@@ -348,7 +356,8 @@ WITH space AS (
         '(' || pg_get_function_arguments(p.oid) || ') RETURNS ' || pg_get_function_result(p.oid) || ' LANGUAGE ' || l.lanname::text
         || CASE p.provolatile WHEN 'i' THEN ' IMMUTABLE' WHEN 's' THEN ' STABLE' ELSE '' END
         || CASE WHEN p.proisstrict THEN ' STRICT' ELSE '' END || CASE WHEN p.prosecdef THEN ' SECURITY DEFINER' ELSE '' END
-        || coalesce(' SET ' || array_to_string(p.proconfig, ' SET '), '')
+        || coalesce(' SET ' || replace(array_to_string(p.proconfig, ' SET '),
+            'search_path=' || quote_ident((SELECT n.nspname FROM pg_catalog.pg_namespace n WHERE n.oid = space.id)), 'search_path=$schema'), '')
         || '; body ' || md5(p.prosrc)
     FROM pg_catalog.pg_proc p JOIN space ON p.pronamespace = space.id JOIN pg_catalog.pg_language l ON l.oid = p.prolang
     WHERE p.prokind IN ('f', 'p')
@@ -366,7 +375,7 @@ type DoctorObjectsRow struct {
 }
 
 // The schema as it is, one row for each object, in words that are the same in all versions of PostgreSQL. The
-// relation is the table that the object belongs to, if any.
+// relation is the table that the object belongs to, if any. In the settings of a function $schema is the schema.
 func (q *Queries) DoctorObjects(ctx context.Context, db DBTX) ([]DoctorObjectsRow, error) {
 	rows, err := db.Query(ctx, DoctorObjects)
 	if err != nil {
@@ -393,12 +402,19 @@ func (q *Queries) DoctorObjects(ctx context.Context, db DBTX) ([]DoctorObjectsRo
 }
 
 const DoctorPrivileges = `-- name: DoctorPrivileges :many
-SELECT 'table'::text AS kind, split_part(n.need, ' ', 1)::text AS name, split_part(n.need, ' ', 2)::text AS privilege
-FROM unnest($1::text[]) n (need)
-WHERE NOT has_table_privilege(to_regclass(quote_ident(split_part(n.need, ' ', 1)))::oid, split_part(n.need, ' ', 2))
+SELECT 'table'::text AS kind, n.name::text AS name, (n.privilege || CASE n.of WHEN '' THEN '' ELSE ' (' || n.of || ')' END)::text AS privilege
+FROM (SELECT split_part(u, ' ', 1) AS name, split_part(u, ' ', 2) AS privilege, split_part(u, ' ', 3) AS of FROM unnest($1::text[]) u) n
+WHERE NOT CASE n.of
+    WHEN '' THEN has_table_privilege(to_regclass(quote_ident(n.name))::oid, n.privilege)
+    ELSE has_column_privilege(to_regclass(quote_ident(n.name))::oid,
+        (SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = to_regclass(quote_ident(n.name)) AND a.attname = n.of), n.privilege)
+    END
 UNION ALL
 SELECT 'function', f.proname::text, 'EXECUTE' FROM pg_catalog.pg_proc f
 WHERE f.proname::text = ANY ($2::text[]) AND pg_function_is_visible(f.oid) AND NOT has_function_privilege(f.oid, 'EXECUTE')
+UNION ALL
+SELECT 'definer', f.proname::text, '' FROM pg_catalog.pg_proc f
+WHERE f.proname::text = ANY ($2::text[]) AND pg_function_is_visible(f.oid) AND f.prosecdef
 ORDER BY 1, 2, 3
 `
 
@@ -413,8 +429,9 @@ type DoctorPrivilegesRow struct {
 	Privilege string
 }
 
-// What the client's role lacks: of privileges on tables, each told as the table, a blank and the privilege,
-// and on these functions.
+// What the client's role lacks: of privileges on tables, each told as the table, a blank and the privilege, where
+// it is of one column with a blank and the column, and on these functions. Beside that, as the kind definer, which
+// of these functions run as their owner.
 func (q *Queries) DoctorPrivileges(ctx context.Context, db DBTX, arg DoctorPrivilegesParams) ([]DoctorPrivilegesRow, error) {
 	rows, err := db.Query(ctx, DoctorPrivileges, arg.Needed, arg.Functions)
 	if err != nil {

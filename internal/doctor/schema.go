@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -47,7 +48,7 @@ func (o object) String() string {
 	switch o.Kind {
 	case "column":
 		return fmt.Sprintf("column %s.%s", o.Relation, o.Name)
-	case "constraint", "trigger", "rule":
+	case "constraint", "policy", "rule", "trigger":
 		return fmt.Sprintf("%s %s of table %s", o.Kind, o.Name, o.Relation)
 	case "storage":
 		return "storage parameters of " + o.stored()
@@ -122,6 +123,8 @@ func (x *examination) lookAtSchema(ctx context.Context, f *findings) error {
 			f.add(Error, "run `pith migrate up`", "the database has no schema of Pith (this binary needs version %d)", version.Need)
 		case errors.Is(err, migrate.ErrTooOld):
 			f.add(Error, "run `pith migrate up`", "the schema is at version %d, this binary needs %d", version.Have, version.Need)
+		case version.Serves():
+			f.add(Note, "", "the schema is at version %d, newer than this binary's %d, and serves it", version.Have, version.Need)
 		default:
 			f.add(Error, fmt.Sprintf("use a newer binary, or run that one's `pith migrate down-to %d`", version.Need),
 				"the schema is at version %d, this binary knows only up to %d", version.Have, version.Need)
@@ -187,7 +190,7 @@ func (x *examination) lookAtDrift(ctx context.Context, f *findings) error {
 			have = append(have, b)
 		}
 	}
-	list := drift(want, have)
+	list := drift(withRoles(want, have), have)
 	slices.SortStableFunc(list, func(a, b Finding) int { return b.Severity.rank() - a.Severity.rank() })
 	for _, d := range list[:min(len(list), shown)] {
 		f.add(d.Severity, d.Remedy, "%s", d.Message)
@@ -251,6 +254,8 @@ func lacks(w object) Finding {
 		f.Severity = Note
 		f.Message = w.String() + " are at their defaults"
 		f.Remedy = alterStorage(w, object{})
+	case "policy":
+		f.Remedy = runRoles
 	}
 	return f
 }
@@ -259,6 +264,10 @@ func differs(w, h object) Finding {
 	f := Finding{Severity: Error, Remedy: fromMigrations}
 	f.Message = fmt.Sprintf("%s differs: it is %s, not %s", w, h.Definition, w.Definition)
 	switch w.Kind {
+	case "table":
+		if strings.HasSuffix(w.Definition, rowSecurity) {
+			f.Remedy = runRoles
+		}
 	case "function":
 		head, body, _ := strings.Cut(w.Definition, "; body ")
 		what := "its head and its body"
@@ -269,6 +278,9 @@ func differs(w, h object) Finding {
 			what = "its body"
 		case body == hBody:
 			what = "its head"
+			if strings.Contains(w.Definition, asOwner) {
+				f.Remedy = runRoles
+			}
 		}
 		f.Message = fmt.Sprintf("%s differs: %s", w, what)
 	case "index":
@@ -280,6 +292,8 @@ func differs(w, h object) Finding {
 		f.Severity = Note
 		f.Message = fmt.Sprintf("%s are %s, not %s: fine if that is your own tuning", w, h.Definition, w.Definition)
 		f.Remedy = alterStorage(w, h)
+	case "policy":
+		f.Remedy = runRoles
 	case "rows":
 		f.Message = fmt.Sprintf("%s differ: %s, not %s: resources whose row is missing are not locked", w, h.Definition, w.Definition)
 		f.Remedy = "INSERT INTO resource_lock SELECT generate_series(-64, 4095) ON CONFLICT DO NOTHING"
@@ -337,6 +351,8 @@ func unknown(h object) (f Finding, bad bool) {
 		f.Remedy = alterStorage(object{}, h)
 	case "trigger":
 		f.Remedy = "it runs inside of every change of the queues: drop it if you can"
+	case "policy":
+		f.Remedy = "it may hide rows from processes, or refuse what they write: drop it if you can"
 	case "constraint", "rule":
 		f.Remedy = "it may refuse or change what Pith writes: drop it if you can"
 	case "disabled foreign key":
@@ -351,7 +367,7 @@ func unknown(h object) (f Finding, bad bool) {
 
 // needed are the privileges on tables that processes of Pith use, all but the migrations: their statements
 // run as the role that sends them, and so do the functions, whose locks on rows ask for UPDATE. What foreign keys
-// do asks for none.
+// do asks for none. After deploy/roles less is needed: see processes.
 var needed = map[string]string{
 	"app_fleet":        "SELECT, INSERT, UPDATE",
 	"app_status":       "SELECT, INSERT, UPDATE, DELETE",
@@ -382,20 +398,37 @@ func (x *examination) lookAtPrivileges(ctx context.Context, f *findings) error {
 			p.Needed = append(p.Needed, table+" "+privilege)
 		}
 	}
+	for _, process := range processes {
+		p.Needed = append(p.Needed, process.privileges...)
+	}
+	slices.Sort(p.Needed)
+	p.Needed = slices.Compact(p.Needed)
 	rows, err := x.q.DoctorPrivileges(ctx, x.pool, p)
 	if err != nil {
 		return err
 	}
-	type subject struct{ kind, name string }
+	roles := false // were made by deploy/roles
 	lacking := map[subject][]string{}
-	var order []subject
 	for _, r := range rows {
-		s := subject{r.Kind, r.Name}
-		if lacking[s] == nil {
-			order = append(order, s)
+		if r.Kind == "definer" {
+			roles = roles || slices.Contains(definers(), r.Name)
+			continue
 		}
+		s := subject{r.Kind, r.Name}
 		lacking[s] = append(lacking[s], r.Privilege)
 	}
+	if roles {
+		x.privilegesOfProcesses(f, lacking)
+		return nil
+	}
+	for s, list := range lacking { // a process does without those on columns
+		if list = slices.DeleteFunc(list, func(p string) bool { return strings.Contains(p, "(") }); len(list) == 0 {
+			delete(lacking, s)
+		} else {
+			lacking[s] = list
+		}
+	}
+	order := slices.SortedFunc(maps.Keys(lacking), subject.compare)
 	for _, s := range order[:min(len(order), shown)] {
 		on := identifier(s.name)
 		if s.kind == "function" {
@@ -410,4 +443,11 @@ func (x *examination) lookAtPrivileges(ctx context.Context, f *findings) error {
 	}
 	f.ok("role %s may use all tables and functions", x.server.Role)
 	return nil
+}
+
+// subject is what privileges are on.
+type subject struct{ kind, name string }
+
+func (s subject) compare(t subject) int {
+	return cmp.Or(cmp.Compare(s.kind, t.kind), cmp.Compare(s.name, t.name))
 }

@@ -230,9 +230,18 @@ func TestSettingsOfTheRoleAreNoDrift(t *testing.T) {
 
 func TestSchemaOfAnotherVersionIsNotComparedWithThisOnes(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ name, sql, message, remedy string }{
-		{"old", "DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)", "this binary needs", "pith migrate up"},
-		{"new", "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true)", "the schema is at version 99999, this binary knows only up to", "use a newer binary"},
+	for _, tt := range []struct {
+		name, sql string
+		severity  Severity
+		message   string
+		remedy    string
+	}{
+		{"old", "DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)", Error, "this binary needs", "pith migrate up"},
+		{"new", "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true)", Error, "the schema is at version 99999, this binary knows only up to", "use a newer binary"},
+		{
+			"new, and good for this binary", "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true); COMMENT ON TABLE goose_db_version IS 'Version 99999 of the schema serves the binaries of version 1 and newer.'",
+			Note, "the schema is at version 99999, newer than this binary's", "",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -240,7 +249,7 @@ func TestSchemaOfAnotherVersionIsNotComparedWithThisOnes(t *testing.T) {
 			execute(t, d, tt.sql)
 			r := examine(t, d.Pool, nil)
 			list := of(r, "schema")
-			wantFinding(t, list[0], Error, tt.message, tt.remedy)
+			wantFinding(t, list[0], tt.severity, tt.message, tt.remedy)
 			for _, check := range []string{"drift", "privileges", "capacity", "dead_rows", "workers", "missing", "unrunnable"} {
 				wantFinding(t, only(t, r, check), Note, "was not looked at: see schema", "")
 			}
