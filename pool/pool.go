@@ -11,7 +11,6 @@ package pool
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,6 +39,9 @@ type Config struct {
 // the URL cannot be used, not that the database is away.
 func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(url)
+	if err == nil {
+		err = mislaid(url, c.ConnConfig)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("parse database URL: %s", withoutURL(err))
 	}
@@ -48,7 +50,7 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	}
 	for name := range c.ConnConfig.RuntimeParams {
-		return nil, fmt.Errorf("parse database URL: startup parameter %q is not possible behind a pooler: set it for the role (ALTER ROLE … SET)", name)
+		return nil, fmt.Errorf("parse database URL: startup parameter %s is not possible behind a pooler: set it for the role (ALTER ROLE … SET)", known(name))
 	}
 	if cfg.MaxConns > 0 {
 		c.MaxConns = cfg.MaxConns
@@ -76,15 +78,6 @@ func Open(ctx context.Context, url string, cfg Config) (*pgxpool.Pool, error) {
 		}
 	}
 	return OpenConfig(ctx, c)
-}
-
-// withoutURL is the reason alone. pgx quotes the URL before it, and finds most passwords in it, not all.
-func withoutURL(err error) string {
-	text := err.Error()
-	if i := strings.LastIndex(text, "`: "); i >= 0 {
-		return text[i+len("`: "):]
-	}
-	return text
 }
 
 // OpenConfig makes a pool from a pgx configuration as it is.

@@ -34,8 +34,8 @@ type Config struct {
 	// they are left to the workers. Default: none.
 	App *appstatus.App
 	// Keys encrypt arguments at rest: Fernet keys, 32 bytes in base64. The first one encrypts, all of
-	// them decrypt, so a new key is put in front and an old one removed once no task needs it.
-	// Default: none, arguments are stored in plain.
+	// them decrypt. A new key is added at the end in every process, then put in front in every process, and
+	// the old one is removed once no task and no schedule needs it. Default: none, arguments are stored in plain.
 	Keys []string
 	// ProgressInterval is the least time between two saves of one progress report. Default: 2 s.
 	ProgressInterval time.Duration

@@ -429,21 +429,19 @@ func correlationID(choices ...string) string {
 }
 
 func encodeArgs(args any) (json.RawMessage, error) {
-	if raw, ok := args.(json.RawMessage); ok {
-		if !json.Valid(raw) {
-			return nil, invalid("arguments are not JSON: %.80s", raw)
-		}
-		if !utf8.Valid(raw) {
-			return nil, invalid("arguments are not UTF-8: %.80q", raw)
-		}
-		return raw, nil
+	raw, ok := args.(json.RawMessage)
+	if ok && !json.Valid(raw) {
+		var none any
+		return nil, invalid("arguments are not JSON: %s", untold(json.Unmarshal(raw, &none)))
 	}
-	raw, err := json.Marshal(args)
-	if err != nil {
-		return nil, invalid("arguments cannot be encoded as JSON: %v", err)
+	if !ok {
+		var err error
+		if raw, err = json.Marshal(args); err != nil {
+			return nil, invalid("arguments cannot be encoded as JSON: %s", untold(err))
+		}
 	}
 	if !utf8.Valid(raw) {
-		return nil, invalid("arguments are not UTF-8: %.80q", raw)
+		return nil, invalid("arguments are not UTF-8 at byte %d", invalidUTF8(raw))
 	}
 	return raw, nil
 }

@@ -101,7 +101,7 @@ func (t *Type[A, R]) entry() entry {
 		var args A
 		if decodes || string(raw) != "null" {
 			if err := json.Unmarshal(raw, &args); err != nil {
-				return nil, fmt.Errorf("decode arguments: %w", err)
+				return nil, fmt.Errorf("decode arguments: %s", untold(err))
 			}
 		}
 		result, err := t.fn(ctx, run, args)

@@ -320,7 +320,7 @@ func TestSchedulesThatCanNeverRunAreRefused(t *testing.T) {
 		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "*/5 * * * * *"}, "five fields"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Exclusive: []string{""}}, "empty"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Priority: 99999}, "99999"},
-		{tasking.Schedule{Name: "s", Task: "test.plain", Args: json.RawMessage("{oops")}, "{oops"},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Args: json.RawMessage("{oops")}, "a syntax error at byte 2"},
 		{tasking.Schedule{Name: "s\x00", Task: "test.plain"}, `"s\x00"`},
 		{tasking.Schedule{Name: "s\xff", Task: "test.plain"}, `"s\xff"`},
 	} {
