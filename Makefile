@@ -20,13 +20,14 @@ GO_VERSION   := $(shell go env GOVERSION)
 pinned        = $(shell awk '$$1 == "$(2)" {print $$2; exit}' $(1)/go.mod)
 SQLC         := .cache/tools/sqlc-$(call pinned,tools,github.com/sqlc-dev/sqlc)-$(GO_VERSION)
 GOLANGCI     := .cache/tools/golangci-lint-$(call pinned,tools/lint,github.com/golangci/golangci-lint/v2)-$(GO_VERSION)
+GOVULNCHECK  := .cache/tools/govulncheck-$(call pinned,tools/vuln,golang.org/x/vuln)-$(GO_VERSION)
 # sqlc parses with WebAssembly when cgo is off, so no tool needs a C compiler.
 build-tool    = mkdir -p $(@D) && CGO_ENABLED=0 go -C $(1) build -ldflags='-s -w' -o $(CURDIR)/$@ $(2)
 
 GO_TEST       = go test -shuffle=on -timeout 10m -p 2 $(if $(RACE),-race) $(TESTFLAGS) $(PKGS)
 # Modules of their own keep their dependencies from everyone else. Those that hold our code are tested too.
-OUR_MODULES   = tools/pooler deploy/rdsiam bench
-MODULES       = . tools tools/lint $(OUR_MODULES)
+OUR_MODULES   = tools/pooler deploy/rdsiam bench chaos
+MODULES       = . tools tools/lint tools/vuln $(OUR_MODULES)
 POOLER       := .cache/tools/pooler-$(GO_VERSION)
 
 .PHONY: help
@@ -91,6 +92,17 @@ bench: ## measure SCENARIO (all) on a quiet machine, into docs/benchmarks.md
 bench-quick: ## see whether the benchmarks work; the figures mean little
 	$(BENCH) -quick $(BENCHFLAGS)
 
+CHAOS_DURATION ?= 2m
+# go run takes every failure for its own.
+.PHONY: chaos
+chaos: ## break everything for CHAOS_DURATION (2m), and judge; CHAOSFLAGS='-seed N' does the same again
+	go -C chaos build -o $(CURDIR)/bin/chaos .
+	bin/chaos -duration $(CHAOS_DURATION) $(CHAOSFLAGS)
+
+.PHONY: bench-isolated
+bench-isolated: ## measure what a child process per task costs
+	go test -run '^$$' -bench . -count 5 ./internal/isolate
+
 .PHONY: demo
 demo: ## make the PULP_MANIFEST of DIR with the tasking system and write OUT
 	go run ./cmd/pith demo $(ARGS) --out '$(OUT)' '$(DIR)'
@@ -119,6 +131,10 @@ lint: $(GOLANGCI) ## lint the Go code
 	$(GOLANGCI) run
 	@for module in $(OUR_MODULES); do echo "$$module"; (cd $$module && $(CURDIR)/$(GOLANGCI) run --config $(CURDIR)/.golangci.yml); done
 
+.PHONY: vuln
+vuln: $(GOVULNCHECK) ## look for known vulnerabilities in what the code calls
+	.ci/vuln $(GOVULNCHECK) . $(OUR_MODULES)
+
 .PHONY: verify
 verify: $(GOLANGCI) ## check that what is generated or formatted is current
 	@for module in $(MODULES); do echo "go -C $$module mod tidy -diff"; go -C $$module mod tidy -diff; done
@@ -130,7 +146,7 @@ verify: $(GOLANGCI) ## check that what is generated or formatted is current
 	[ -z "$$new" ] || { echo "generated and not in git: $$new" >&2; exit 1; }
 
 .PHONY: tools
-tools: $(SQLC) $(GOLANGCI) $(POOLER) ## build the tools that generate, lint and run the pooler's container
+tools: $(SQLC) $(GOLANGCI) $(GOVULNCHECK) $(POOLER) ## build the tools that generate, lint, look for vulnerabilities and run the pooler's container
 
 .PHONY: ci
 ci: ## run what every submission must pass
@@ -145,6 +161,9 @@ $(SQLC): tools/go.mod tools/go.sum
 
 $(GOLANGCI): tools/lint/go.mod tools/lint/go.sum
 	$(call build-tool,tools/lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
+
+$(GOVULNCHECK): tools/vuln/go.mod tools/vuln/go.sum
+	$(call build-tool,tools/vuln,golang.org/x/vuln/cmd/govulncheck)
 
 $(POOLER): tools/pooler/go.mod tools/pooler/go.sum $(wildcard tools/pooler/*.go)
 	$(call build-tool,tools/pooler,.)
