@@ -131,6 +131,10 @@ lint: $(GOLANGCI) ## lint the Go code
 	$(GOLANGCI) run
 	@for module in $(OUR_MODULES); do echo "$$module"; (cd $$module && $(CURDIR)/$(GOLANGCI) run --config $(CURDIR)/.golangci.yml); done
 
+.PHONY: model
+model: ## check the models of the queue and of the leases with spin
+	docs/model/check.sh
+
 .PHONY: vuln
 vuln: $(GOVULNCHECK) ## look for known vulnerabilities in what the code calls
 	.ci/vuln $(GOVULNCHECK) . $(OUR_MODULES)
