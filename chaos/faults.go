@@ -91,6 +91,22 @@ func (b *breaker) member() *member {
 	return b.fleet.members[b.rand.IntN(len(b.fleet.members))]
 }
 
+// parent draws a worker one of whose children has a long task, if there is one and the draw says so, else any process:
+// that such a child ends without its parent's doing is a promise of its own.
+func (b *breaker) parent() *member {
+	if b.rand.IntN(2) == 0 {
+		return b.member()
+	}
+	for _, e := range b.record.Running() {
+		for _, m := range b.fleet.members {
+			if m.spec.Name == e.Process && !m.is(e.PID) && len(e.Reserved) > 0 && strings.HasPrefix(e.Reserved[0], longResource) {
+				return m
+			}
+		}
+	}
+	return b.member()
+}
+
 // toOne are the faults that happen to one process.
 func toOne(ttl time.Duration) []fault {
 	return []fault{
@@ -99,8 +115,8 @@ func toOne(ttl time.Duration) []fault {
 			m.kill()
 			return func(context.Context) error { return m.start() }, m.spec.Name, nil
 		}},
-		{"stop", 4, ttl / 4, 2 * ttl, func(_ context.Context, b *breaker) (func(context.Context) error, string, error) {
-			m := b.member()
+		{"stop", 4, ttl / 4, 4 * ttl, func(_ context.Context, b *breaker) (func(context.Context) error, string, error) {
+			m := b.parent()
 			m.signal(syscall.SIGSTOP)
 			return func(context.Context) error { m.signal(syscall.SIGCONT); return nil }, m.spec.Name, nil
 		}},
@@ -115,11 +131,12 @@ func toOne(ttl time.Duration) []fault {
 			}
 			return func(context.Context) error {
 				_ = syscall.Kill(stopped, syscall.SIGCONT) // it may be gone
+				b.record.Add(witness.Event{Kind: witness.Continued, Process: name, PID: stopped})
 				return nil
 			}, name, nil
 		}},
-		toxic("cut", 3, 0, 0, "reset_peer", `{"timeout": 0}`),
-		toxic("cut before the answer", 4, 0, time.Second, "limit_data", `{"bytes": %d}`),
+		toxic("cut", 3, 100*time.Millisecond, time.Second, "reset_peer", `{"timeout": 0}`),
+		toxic("cut in the middle", 4, 0, time.Second, "limit_data", `{"bytes": %d}`),
 		toxic("latency", 2, time.Second, ttl, "latency", `{"latency": %d, "jitter": 100}`),
 		toxic("half-open", 4, ttl/4, 3*ttl, "timeout", `{"timeout": 0}`),
 		toxic("narrow", 1, time.Second, ttl, "bandwidth", `{"rate": 20}`),
@@ -137,7 +154,7 @@ func (b *breaker) child(sig syscall.Signal, which *int) string {
 		pid := pids[b.rand.IntN(len(pids))]
 		if which != nil {
 			*which = pid
-			b.record.Add(witness.Event{Kind: witness.Stopped, Process: m.spec.Name}) // a part of it
+			b.record.Add(witness.Event{Kind: witness.Stopped, Process: m.spec.Name, PID: pid})
 		}
 		_ = syscall.Kill(pid, sig) // it may be gone
 		return m.spec.Name
@@ -153,13 +170,25 @@ func toxic(name string, weight int, from, to time.Duration, kind, attributes str
 		if strings.Contains(own, "%d") {
 			own = fmt.Sprintf(own, 50+b.rand.IntN(1000))
 		}
-		id := strconv.FormatUint(b.rand.Uint64(), 16) // the same may happen twice at a time
-		_, err := m.net.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(
-			`{"name": %q, "type": %q, "stream": "downstream", "toxicity": 1, "attributes": %s}`, id, kind, own)))
-		if err != nil {
-			return nil, "", err
+		// To the database, from there, or both.
+		ways := [][]string{{"upstream"}, {"downstream"}, {"upstream", "downstream"}}[b.rand.IntN(3)]
+		var ids []string
+		for _, way := range ways {
+			id := strconv.FormatUint(b.rand.Uint64(), 16) // the same may happen twice at a time
+			_, err := m.net.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(
+				`{"name": %q, "type": %q, "stream": %q, "toxicity": 1, "attributes": %s}`, id, kind, way, own)))
+			if err != nil {
+				return nil, "", err
+			}
+			ids = append(ids, id)
 		}
-		return func(ctx context.Context) error { return m.net.Toxics.RemoveToxic(ctx, id) }, m.spec.Name, nil
+		return func(ctx context.Context) error {
+			var errs []error
+			for _, id := range ids {
+				errs = append(errs, m.net.Toxics.RemoveToxic(ctx, id))
+			}
+			return errors.Join(errs...)
+		}, m.spec.Name, nil
 	}}
 }
 

@@ -85,8 +85,16 @@ func (m *member) start() error {
 		return fmt.Errorf("start %s: %w", m.spec.Name, err)
 	}
 	m.killed, m.ended = false, make(chan struct{})
-	m.fleet.open.Go(func() { m.watch(m.cmd, m.ended) })
+	cmd, ended := m.cmd, m.ended
+	m.fleet.open.Go(func() { m.watch(cmd, ended) })
 	return nil
+}
+
+// is reports whether that is the process's number, not one of its children's.
+func (m *member) is(pid int) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cmd.Process.Pid == pid
 }
 
 // runs reports whether the process is there.
@@ -138,11 +146,11 @@ func (m *member) signal(sig syscall.Signal) {
 	if m.runs() {
 		// What is stopped is known to be before it is; what goes on, after that.
 		if kind == witness.Stopped {
-			m.fleet.record.Add(witness.Event{Kind: kind, Process: m.spec.Name})
+			m.fleet.record.Add(witness.Event{Kind: kind, Process: m.spec.Name, PID: m.cmd.Process.Pid})
 		}
 		_ = m.cmd.Process.Signal(sig) // it may have ended
 		if kind == witness.Continued {
-			m.fleet.record.Add(witness.Event{Kind: kind, Process: m.spec.Name})
+			m.fleet.record.Add(witness.Event{Kind: kind, Process: m.spec.Name, PID: m.cmd.Process.Pid})
 		}
 	}
 }

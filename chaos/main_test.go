@@ -48,6 +48,7 @@ func TestRunIsJudgedAgain(t *testing.T) {
 		}
 		task := judge.Task{ID: [16]byte{1}, State: test.state, Attempt: 1, MaxAttempts: 1}
 		for _, e := range []witness.Event{
+			{Kind: witness.Dispatched, Task: task.ID, Client: "dispatcher"},
 			{Kind: witness.Begun, Task: task.ID, Attempt: 1, Token: 1},
 			{Kind: witness.Effect, Task: task.ID, Attempt: 1, Token: 1},
 			{Kind: witness.Fault, Name: "kill"},

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	appstatus "github.com/pithworks/pith/app_status"
+	"github.com/pithworks/pith/chaos/judge"
 	"github.com/pithworks/pith/chaos/witness"
 	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/pool"
@@ -51,11 +52,12 @@ const (
 )
 
 const (
-	slots     = 4  // of a worker
+	slots     = 6  // of a worker
 	callers   = 3  // goroutines of a dispatcher, each with an order of its own
 	resources = 40 // that there are, for short tasks
 
-	longResources = 16 // for long ones
+	longResource  = "long-"
+	longResources = 24 // for long ones
 )
 
 // self is this process's spec, where it is one of the fleet's.
@@ -104,13 +106,14 @@ var (
 	isolated = tasking.NewType("chaos.isolated", heedful, tasking.TypeConfig{
 		Isolated: &tasking.Isolation{Env: []string{processVariable}, StopGrace: time.Second},
 	})
+	heedless = tasking.NewType(judge.Heedless, stubbornly, tasking.TypeConfig{})
 	stubborn = tasking.NewType("chaos.stubborn", stubbornly, tasking.TypeConfig{
 		Isolated: &tasking.Isolation{Env: []string{processVariable}, StopGrace: 50 * time.Millisecond},
 	})
 )
 
 func registry() (*tasking.Registry, error) {
-	return tasking.NewRegistry(plain, retried, isolated, stubborn)
+	return tasking.NewRegistry(plain, retried, isolated, stubborn, heedless)
 }
 
 func heedful(ctx context.Context, run *tasking.Run, w work) (any, error) { return nil, do(ctx, run, w) }
@@ -125,8 +128,11 @@ var (
 	errOnPurpose = errors.New("failed on purpose")
 )
 
-// touchEvery is the time between two touches of a task at its resources.
-const touchEvery = 10 * time.Millisecond
+// touchEvery is the time between two touches of a task at its resources, touchSeldom of a long one.
+const (
+	touchEvery  = 10 * time.Millisecond
+	touchSeldom = 50 * time.Millisecond
+)
 
 // do is what all tasks do: be at their resources for a while, dispatch, and have an effect.
 func do(ctx context.Context, run *tasking.Run, w work) error {
@@ -143,8 +149,12 @@ func do(ctx context.Context, run *tasking.Run, w work) error {
 		return errFenced
 	}
 	defer say(witness.Ended)
+	every := touchEvery
+	if w.Millis > 1000 {
+		every = touchSeldom
+	}
 	for end := time.Now().Add(time.Duration(w.Millis) * time.Millisecond); time.Now().Before(end); {
-		if resend.Sleep(ctx, min(touchEvery, time.Until(end))) != nil {
+		if resend.Sleep(ctx, min(every, time.Until(end))) != nil {
 			return context.Cause(ctx)
 		}
 		if !say(witness.Touched) {
@@ -302,7 +312,7 @@ func (c *caller) dispatch(ctx context.Context, n int) {
 	for i := range requests {
 		requests[i] = c.request(n == 1)
 	}
-	if c.rand.IntN(100) == 0 {
+	if c.rand.IntN(25) == 0 {
 		requests = c.pair()
 		n = len(requests)
 	}
@@ -384,9 +394,9 @@ func (c *caller) request(single bool) tasking.Request {
 
 // pair is a task that takes so long that its worker may lose its lease meanwhile, and one that waits for it.
 func (c *caller) pair() []tasking.Request {
-	o := tasking.Options{Exclusive: []string{"long-" + strconv.Itoa(c.rand.IntN(longResources))}}
+	o := tasking.Options{Exclusive: []string{longResource + strconv.Itoa(c.rand.IntN(longResources))}}
 	w := work{Millis: int(c.spec.TTL.Milliseconds()) * (2 + c.rand.IntN(4))}
-	first := []*tasking.Type[work, any]{plain, retried, isolated, stubborn}[c.rand.IntN(4)]
+	first := []*tasking.Type[work, any]{plain, retried, isolated, isolated, stubborn, heedless}[c.rand.IntN(6)]
 	return []tasking.Request{first.Request(w, o), plain.Request(work{Millis: 10}, o)}
 }
 

@@ -28,7 +28,7 @@ const (
 // breakThings makes a run, and returns what there is to judge.
 func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.Run, err error) {
 	r.TTL = cfg.ttl
-	s, err := openStage(ctx, cfg.dir, progress)
+	s, err := openStage(ctx, progress)
 	if err != nil {
 		return r, err
 	}
@@ -51,8 +51,10 @@ func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.R
 		if n := i - cfg.workers; n >= 0 {
 			sp.Role = []role{roleDispatcher, roleAPI}[n%2]
 			sp.Name = string(sp.Role) + "-" + strconv.Itoa(n/2)
-			// Some clocks are behind by a minute, some ahead by seconds.
-			sp.Skew = time.Duration(draw.IntN(62)-60) * time.Second
+			// Some clocks are behind by a minute, some behind or ahead by seconds.
+			if sp.Skew = time.Duration(draw.IntN(7)-3) * time.Second; draw.IntN(4) == 0 {
+				sp.Skew = -time.Minute
+			}
 		}
 		if err := f.add(s, sp, i%2 == 1); err != nil {
 			return r, err

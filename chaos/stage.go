@@ -7,8 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -82,8 +80,8 @@ func (s *standIn) stop() {
 // smallSpace is the size of the file system for the server's data, in bytes.
 const smallSpace = 1 << 30
 
-// openStage starts everything. dir is the run's.
-func openStage(ctx context.Context, dir string, progress io.Writer) (_ *stage, err error) {
+// openStage starts everything.
+func openStage(ctx context.Context, progress io.Writer) (_ *stage, err error) {
 	s := &stage{}
 	defer func() {
 		if err != nil {
@@ -93,12 +91,10 @@ func openStage(ctx context.Context, dir string, progress io.Writer) (_ *stage, e
 	cfg := localpg.Config{Progress: progress, Settings: map[string]string{
 		"max_connections": "120", "max_wal_size": "96MB", "min_wal_size": "32MB", "wal_keep_size": "0", "log_min_messages": "warning",
 	}}
-	small := dir + "/data"
-	if err := mountSmall(small); err != nil {
+	if s.small, err = mountSmall(); err != nil {
 		fmt.Fprintf(progress, "chaos: the disk will not be filled: %v\n", err)
-	} else {
-		s.small, cfg.RunDir = small, small
 	}
+	cfg.RunDir = s.small // or the usual one
 	if s.server, err = localpg.Start(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -153,31 +149,22 @@ var history = []string{
 	`CREATE TRIGGER chaos_update AFTER UPDATE OF state ON task FOR EACH ROW WHEN (OLD.state IS DISTINCT FROM NEW.state) EXECUTE FUNCTION chaos_change()`,
 }
 
-// mountSmall makes a file system of its own at dir, which root alone can.
-func mountSmall(dir string) error {
+// mountSmall makes a file system of its own, which root alone can, and answers where it is.
+func mountSmall() (dir string, err error) {
 	if os.Geteuid() != 0 {
-		return errors.New("only root can make a small file system")
+		return "", errors.New("only root can make a small file system")
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
+	if dir, err = os.MkdirTemp("", "pith-chaos-data-"); err != nil {
+		return "", err
 	}
-	// The server runs as another user.
-	for parent := dir; parent != "/"; parent = parent[:max(strings.LastIndex(parent, "/"), 1)] {
-		info, err := os.Stat(parent)
-		if err == nil && info.Mode().Perm()&0o001 == 0 {
-			err = os.Chmod(parent, info.Mode().Perm()|0o011)
-		}
-		if err != nil {
-			return err
-		}
-		if parent == "/tmp" {
-			break
-		}
+	err = os.Chmod(dir, 0o755) // the server runs as another user
+	if err == nil {
+		err = syscall.Mount("pith-chaos", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=755", smallSpace))
 	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=755", smallSpace), "pith-chaos", dir).CombinedOutput(); err != nil {
-		return fmt.Errorf("mount: %w: %s", err, strings.TrimSpace(string(out)))
+	if err != nil {
+		return "", errors.Join(fmt.Errorf("mount %s: %w", dir, err), os.Remove(dir))
 	}
-	return nil
+	return dir, nil
 }
 
 func (s *stage) close() error {
@@ -192,7 +179,7 @@ func (s *stage) close() error {
 		err = s.server.Stop()
 	}
 	if s.small != "" {
-		err = errors.Join(err, syscall.Unmount(s.small, 0), os.Remove(s.small))
+		err = errors.Join(err, syscall.Unmount(s.small, syscall.MNT_DETACH), os.Remove(s.small))
 	}
 	return err
 }

@@ -17,7 +17,7 @@ import (
 
 // Isolation tells how tasks run in child processes of the worker's program. A child has a working directory of
 // its own, which is also where temporary files go, and which is removed with the task. It is told when the task's
-// context ends, and killed, with all processes that it has started, if it does not heed that. It has no database:
+// context ends, and killed, with the processes that it has started, if it does not heed that. It has no database:
 // what its Run writes goes through the worker. It dies with its worker, and ends itself when the worker's lease
 // ends, even if the worker is stopped.
 //
@@ -32,7 +32,8 @@ type Isolation struct {
 	Memory int64
 	// Time is how long an attempt may take. Then its context ends with ErrOverTime as the cause. Default: no limit.
 	Time time.Duration
-	// StopGrace is how long the function may go on once its context has ended. Default: 5 s.
+	// StopGrace is how long the function may go on once its context has ended; 5 s at most if its worker is
+	// aborted, and not at all if the lease has ended. Default: 5 s.
 	StopGrace time.Duration
 	// Env names the variables of the worker's environment that the process gets, beside such as PATH, HOME, TZ and
 	// those of the locale. Default: none, since they may hold secrets.
@@ -42,6 +43,8 @@ type Isolation struct {
 const (
 	leastMemory = 64 << 20
 	stopGrace   = 5 * time.Second
+	// shutdownGrace bounds it in a worker that was aborted, which waits for no more than 10 s.
+	shutdownGrace = 5 * time.Second
 )
 
 // ErrOverTime is why the context of an isolated task ended: Isolation.Time was over.
@@ -96,9 +99,13 @@ func (c *Client) isolated(ctx context.Context, h Holder, how Isolation, run *Run
 	}
 	r, err := h.Children.Do(ctx, isolate.Job{
 		Body: body, Name: run.ID.String(), Memory: how.Memory, Time: how.Time, Env: how.Env,
+		Lost: h.Lost,
 		Grace: func(cause error) time.Duration {
-			if errors.Is(cause, ErrLeaseLost) {
+			switch {
+			case errors.Is(cause, ErrLeaseLost):
 				return 0 // others may take over
+			case errors.Is(cause, ErrShutdown):
+				return min(how.StopGrace, shutdownGrace)
 			}
 			return how.StopGrace
 		},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -47,6 +48,10 @@ func workAlone(url string) error {
 	if err != nil {
 		return err
 	}
+	go func() { // it ends with the test
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
 	w, err := New(c, Config{TTL: 2 * time.Second, Concurrency: 2, Auxiliary: true, NameTemplate: "alone", Log: log})
 	if err != nil {
 		return err
@@ -193,6 +198,9 @@ func alone(t *testing.T, url string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), asWorker+"="+url, "TMPDIR="+t.TempDir())
 	cmd.Stderr = &testLines{t: t}
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

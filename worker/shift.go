@@ -88,9 +88,10 @@ func newShift(w *Worker, app *appstatus.App) *shift {
 		kinds: map[int32]kind{}, heads: map[group]pgtype.Timestamptz{}, slots: map[uuid.UUID]*slot{},
 		turned: make(chan turn, mostTurns),
 	}
+	holder := tasking.Holder{ID: app.ID(), Lost: app.Lost(), Children: w.children}
 	s.crew = newCrew(func(t *slot) {
 		defer t.cancel(nil)
-		t.outcome = w.client.Execute(t.ctx, tasking.Holder{ID: app.ID(), Lost: app.Lost(), Children: w.children}, t.claim)
+		t.outcome = w.client.Execute(t.ctx, holder, t.claim)
 	})
 	return s
 }

@@ -49,7 +49,7 @@ type Worker struct {
 	client *tasking.Client
 	db     *pgxpool.Pool
 	cfg    Config
-	// children run isolated tasks while Run does.
+	// children run isolated tasks under the present identity.
 	children *isolate.Pool
 
 	drain chan struct{} // closed by Drain
@@ -86,7 +86,7 @@ func New(client *tasking.Client, cfg Config) (*Worker, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{client: client, db: client.Pool(), cfg: cfg, children: isolate.New(isolate.Config{Dir: cfg.WorkDir}), drain: make(chan struct{}), abort: make(chan struct{})}
+	w := &Worker{client: client, db: client.Pool(), cfg: cfg, drain: make(chan struct{}), abort: make(chan struct{})}
 	app, err := w.newApp() // for its errors, and the name before Run
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
@@ -95,11 +95,14 @@ func New(client *tasking.Client, cfg Config) (*Worker, error) {
 	return w, nil
 }
 
+// newApp makes an identity, and the children that work under its lease.
 func (w *Worker) newApp() (*appstatus.App, error) {
+	children := isolate.New(isolate.Config{Dir: w.cfg.WorkDir})
+	w.children = children
 	return appstatus.New(w.db, appstatus.Config{
 		Type: appstatus.Worker, NameTemplate: w.cfg.NameTemplate, Versions: w.cfg.Versions,
 		TaskNames: w.client.Registry().Runnable(), Housekeeping: !w.cfg.Auxiliary, TTL: w.cfg.TTL, Log: w.cfg.Log,
-		Prolonged: func(until time.Time) { w.children.Extend(until) },
+		Prolonged: children.Extend,
 	})
 }
 
@@ -134,14 +137,14 @@ const (
 // ends, it claims no more; after Config.Grace it aborts what still runs. The results are recorded in
 // any case. A worker that was declared missing goes on under a new identity.
 func (w *Worker) Run(ctx context.Context) error {
-	w.children = isolate.New(isolate.Config{Dir: w.cfg.WorkDir})
-	defer w.children.Close()
 	for {
 		app, err := w.newApp()
 		if err != nil {
 			return fmt.Errorf("worker: %w", err)
 		}
-		switch err := w.session(ctx, app); {
+		err = w.session(ctx, app)
+		w.children.Close()
+		switch {
 		case errors.Is(err, appstatus.ErrLost):
 			w.cfg.Log.Warn(MessageLost, "worker", app.Name(), "app", app.ID())
 		default:

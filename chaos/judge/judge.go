@@ -67,10 +67,11 @@ const (
 	Schedule  = "schedule"  // each due time gives one task at most; a schedule that is due gives one
 	Stuck     = "stuck"     // after the faults everything moves on within two TTLs, and ends
 	Crash     = "crash"     // no process ends by itself
+	Idle      = "idle"      // something was done at all
 )
 
 // Rules are all rules.
-var Rules = []string{Exclusion, Order, Lost, Final, Once, Cancel, Schedule, Stuck, Crash}
+var Rules = []string{Exclusion, Order, Lost, Final, Once, Cancel, Schedule, Stuck, Crash, Idle}
 
 // Judge answers what was violated.
 func Judge(r Run) []Violation {
@@ -78,6 +79,7 @@ func Judge(r Run) []Violation {
 	for _, t := range r.Tasks {
 		j.tasks[t.ID] = t
 	}
+	j.works()
 	j.holders()
 	j.clients()
 	j.ends()
@@ -113,11 +115,27 @@ type attempt struct {
 	n    int
 }
 
-// run is a run of a task that goes on.
-type holding struct {
-	witness.Event
-	// frozen: its process was stopped meanwhile, and may not have noticed yet that it lost its lease.
-	frozen bool
+// Heedless is the name of a task type whose function is part of its worker's process and does not heed its context.
+// Nobody can stop it but by the fence of the outside world.
+const Heedless = "chaos.heedless"
+
+// thaw is how long a process that was stopped may take to notice what has happened meanwhile.
+const thaw = time.Second
+
+// works judges that there is something to judge.
+func (j *judge) works() {
+	dispatched, effects := 0, 0
+	for _, e := range j.run.Events {
+		switch {
+		case e.Kind == witness.Dispatched:
+			dispatched++
+		case e.Kind == witness.Effect && !e.Refused:
+			effects++
+		}
+	}
+	if dispatched == 0 || effects < dispatched/2 {
+		j.say(Idle, "of %d tasks that were acknowledged %d had their effect: less than half", dispatched, effects)
+	}
 }
 
 // compatible reports whether two reservations of the same resource may be held at the same time.
@@ -136,58 +154,61 @@ func shares(e witness.Event, name string) bool { return slices.Contains(e.Reserv
 
 // holders judges who was at a resource together with whom, and in which order.
 func (j *judge) holders() {
-	active := map[string]map[attempt]*holding{} // by resource
-	running := map[attempt]*holding{}
+	active := map[string]map[attempt]witness.Event{} // by resource
+	running := map[attempt]witness.Event{}
+	begun := map[attempt]bool{}
 	greatest := map[string][2]witness.Event{} // that began: exclusively, shared
-	frozen := map[string]bool{}               // processes that are stopped, or were a moment ago
+	stopped := map[int]bool{}                 // processes
+	thawed := map[int]time.Duration{}         // when those that were stopped have noticed
+	// excused: who has begun so may not have noticed yet that others may take over.
+	excused := func(e witness.Event, now time.Duration) bool {
+		return e.Name == Heedless || stopped[e.PID] || now < thawed[e.PID]
+	}
 	leave := func(a attempt) {
 		h, ok := running[a]
 		if !ok {
 			return
 		}
 		delete(running, a)
-		reservations(h.Event, func(name string, _ bool) { delete(active[name], a) })
+		reservations(h, func(name string, _ bool) { delete(active[name], a) })
 	}
 	for _, e := range j.run.Events {
 		a := attempt{e.Task, e.Attempt}
 		switch e.Kind {
 		case witness.Stopped:
-			frozen[e.Process] = true
-			for _, h := range running {
-				h.frozen = h.frozen || h.Process == e.Process
-			}
+			stopped[e.PID] = true
+		case witness.Continued:
+			delete(stopped, e.PID)
+			thawed[e.PID] = e.At + thaw
 		case witness.Gone:
 			for a, h := range running {
 				if h.Conn == e.Conn {
 					leave(a)
 				}
 			}
-		case witness.Killed:
-			delete(frozen, e.Process)
 		case witness.Ended:
 			leave(a)
 		case witness.Touched, witness.Effect:
-			if h := running[a]; e.Refused && (h == nil || !h.frozen) {
-				j.say(Exclusion, "task %s, attempt %d, of %s was fenced (event %d), though its process was never stopped", e.Task, e.Attempt, e.Process, e.N)
+			if e.Refused && !excused(e, e.At) {
+				j.say(Exclusion, "task %s, attempt %d, of %s was fenced (event %d), though its process was not stopped", e.Task, e.Attempt, e.Process, e.N)
 			}
 		case witness.Begun:
 			if e.Refused {
-				if !frozen[e.Process] {
+				if !excused(e, e.At) {
 					j.say(Order, "task %s, attempt %d, began too late (event %d): others had come after it", e.Task, e.Attempt, e.N)
 				}
 				continue
 			}
-			h := &holding{Event: e}
-			if _, twice := running[a]; twice {
+			if begun[a] {
 				j.say(Once, "task %s, attempt %d, runs twice (event %d)", e.Task, e.Attempt, e.N)
 			}
-			running[a] = h
+			begun[a], running[a] = true, e
 			reservations(e, func(name string, shared bool) {
 				if active[name] == nil {
-					active[name] = map[attempt]*holding{}
+					active[name] = map[attempt]witness.Event{}
 				}
 				for other, o := range active[name] {
-					if !compatible(shared, shares(o.Event, name)) && !o.frozen && other != a {
+					if !compatible(shared, shares(o, name)) && !excused(o, e.At) && other != a {
 						j.say(Exclusion, "%s: task %s began (event %d) while task %s of %s, which began at event %d, ran", name, e.Task, e.N, o.Task, o.Process, o.N)
 					}
 				}
@@ -205,7 +226,7 @@ func (j *judge) holders() {
 					before[mode] = e
 				}
 				greatest[name] = before
-				active[name][a] = h
+				active[name][a] = e
 			})
 		}
 	}
@@ -350,6 +371,8 @@ func (j *judge) schedules() {
 				j.say(Schedule, "%s: task %s was dispatched for no due time", e.Name, t.ID)
 			case twice:
 				j.say(Schedule, "%s: tasks %s and %s are of the same due time %s", e.Name, other, t.ID, t.Due)
+			case e.Every > 0 && t.Due.Sub(e.Due)%e.Every != 0:
+				j.say(Schedule, "%s: task %s was dispatched for %s, which is no due time", e.Name, t.ID, t.Due)
 			case t.CreatedAt.Before(t.Due):
 				j.say(Schedule, "%s: task %s was dispatched at %s, before it was due at %s", e.Name, t.ID, t.CreatedAt, t.Due)
 			}

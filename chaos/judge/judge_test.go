@@ -26,7 +26,7 @@ var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 func good() judge.Run {
 	const a, b, c = "worker-1", "worker-2", "worker-3"
 	e := func(k witness.Kind, process string, conn int64, task, attempt int, token int64, reserved ...string) witness.Event {
-		return witness.Event{Kind: k, Process: process, Conn: conn, Task: id(task), Attempt: attempt, Token: token, Reserved: reserved}
+		return witness.Event{Kind: k, Process: process, Conn: conn, PID: int(conn), Task: id(task), Attempt: attempt, Token: token, Reserved: reserved}
 	}
 	dispatched := func(task int, reserved ...string) witness.Event {
 		return witness.Event{Kind: witness.Dispatched, Process: "dispatcher-1", Task: id(task), Client: "dispatcher-1/1", Reserved: reserved, Queued: true}
@@ -42,9 +42,9 @@ func good() judge.Run {
 		// A worker is stopped for longer than its lease.
 		e(witness.Begun, a, 1, 4, 1, 13, "r"),
 		{Kind: witness.Fault, Name: "stop", Process: a},
-		{Kind: witness.Stopped, Process: a},
+		{Kind: witness.Stopped, Process: a, PID: 1},
 		e(witness.Begun, b, 2, 5, 1, 14, "r"),
-		{Kind: witness.Continued, Process: a},
+		{Kind: witness.Continued, Process: a, PID: 1},
 		{Kind: witness.Healed, Name: "stop", Process: a},
 		refused(e(witness.Touched, a, 1, 4, 1, 13, "r")), e(witness.Ended, a, 1, 4, 1, 13, "r"),
 		e(witness.Effect, b, 2, 5, 1, 14, "r"), e(witness.Ended, b, 2, 5, 1, 14, "r"),
@@ -147,6 +147,27 @@ func TestEachRuleFindsItsViolation(t *testing.T) {
 				event(t, r, k, 10).Token = 1
 			}
 		}},
+		{"a child whose worker alone was stopped", judge.Exclusion, func(t *testing.T, r *judge.Run) {
+			event(t, r, witness.Stopped, 0).PID = 99
+		}},
+		{"one that was stopped long ago", judge.Exclusion, func(_ *testing.T, r *judge.Run) {
+			for i := range r.Events {
+				if r.Events[i].Kind == witness.Touched {
+					r.Events[i].At += time.Minute
+				}
+			}
+		}},
+		{"an attempt that runs again", judge.Once, func(t *testing.T, r *judge.Run) {
+			e := *event(t, r, witness.Begun, 13)
+			r.Events = append(r.Events, e)
+		}},
+		{"a due time that is none", judge.Schedule, func(_ *testing.T, r *judge.Run) {
+			r.Tasks[12].Due = r.Tasks[12].Due.Add(ms)
+		}},
+		{"a run in which nothing was done", judge.Idle, func(_ *testing.T, r *judge.Run) {
+			drop(r, witness.Dispatched)
+		}},
+		{"a run in which little was done", judge.Idle, func(_ *testing.T, r *judge.Run) { drop(r, witness.Effect) }},
 		{"one that begins too late", judge.Order, func(t *testing.T, r *judge.Run) {
 			event(t, r, witness.Begun, 10).Refused = true
 		}},

@@ -9,11 +9,13 @@ package witness
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -48,7 +50,8 @@ const (
 	// Fault and Healed: one of this Name was done to Process, or to what all share, and is over.
 	Fault  Kind = "fault"
 	Healed Kind = "healed"
-	// Stopped, Continued, Killed and Crashed happened to Process; the last one by itself.
+	// Stopped and Continued happened to the process of this PID alone, Killed and Crashed to Process; the last one
+	// by itself.
 	Stopped   Kind = "stopped"
 	Continued Kind = "continued"
 	Killed    Kind = "killed"
@@ -66,8 +69,9 @@ type Event struct {
 	Kind Kind          `json:"kind"`
 	// Process is the name of the process that reports, or that something is done to; a child has its parent's.
 	Process string `json:"process,omitempty"`
-	// Conn is the same for all that one process reports, a child apart.
+	// Conn is the same for all that one process reports, a child apart. PID is its number.
 	Conn int64 `json:"conn,omitempty"`
+	PID  int   `json:"pid,omitempty"`
 
 	Task    uuid.UUID `json:"task,omitzero"`
 	Attempt int       `json:"attempt,omitempty"`
@@ -99,7 +103,14 @@ type Recorder struct {
 	events []Event
 	conns  int64
 	tokens map[string]tokens
+	runs   map[run]Event // that go on
 	err    error
+}
+
+// run is an attempt of a task.
+type run struct {
+	task    uuid.UUID
+	attempt int
 }
 
 // tokens are the greatest ones that a resource has seen.
@@ -115,7 +126,7 @@ func Record(file, socket string) (*Recorder, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("witness: %w", err), f.Close())
 	}
-	r := &Recorder{listener: l, file: f, began: time.Now(), out: bufio.NewWriter(f), tokens: map[string]tokens{}}
+	r := &Recorder{listener: l, file: f, began: time.Now(), out: bufio.NewWriter(f), tokens: map[string]tokens{}, runs: map[run]Event{}}
 	r.open.Go(r.accept)
 	return r, nil
 }
@@ -160,6 +171,20 @@ func (r *Recorder) Add(e Event) bool {
 	if e.Kind == Begun || e.Kind == Touched || e.Kind == Effect {
 		e.Refused = !r.accepts(e)
 	}
+	switch e.Kind {
+	case Begun:
+		if !e.Refused {
+			r.runs[run{e.Task, e.Attempt}] = e
+		}
+	case Ended:
+		delete(r.runs, run{e.Task, e.Attempt})
+	case Gone:
+		for k, b := range r.runs {
+			if b.Conn == e.Conn {
+				delete(r.runs, k)
+			}
+		}
+	}
 	e.N, e.At = int64(len(r.events)+1), time.Since(r.began)
 	if e.Kind == Touched && !e.Refused {
 		return true // they tell nothing that the others don't
@@ -192,6 +217,13 @@ func (r *Recorder) accepts(e Event) bool {
 		r.tokens[name] = seen
 	}
 	return true
+}
+
+// Running returns the beginnings of the runs that go on.
+func (r *Recorder) Running() []Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.SortedFunc(maps.Values(r.runs), func(a, b Event) int { return bytes.Compare(a.Task[:], b.Task[:]) })
 }
 
 // Events returns the log so far.
@@ -249,7 +281,7 @@ func Dial(ctx context.Context, socket, process string) (*Reporter, error) {
 func (r *Reporter) Report(e Event) (accepted bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	e.Process = r.process
+	e.Process, e.PID = r.process, os.Getpid()
 	if err := r.out.Encode(e); err != nil {
 		return false, fmt.Errorf("witness: %w", err)
 	}

@@ -49,8 +49,9 @@ func Serve(run func(ctx context.Context, p *Process, body json.RawMessage) json.
 	die()
 }
 
-// die ends this process and its whole group.
+// die ends this process, its descendants and its whole group.
 func die() {
+	killDescendants(os.Getpid())
 	_ = syscall.Kill(0, syscall.SIGKILL) // the group of the caller
 	select {}                            // it has no time to return
 }
@@ -114,7 +115,8 @@ func (h *host) prolong(until int64) {
 // work does one job.
 func (h *host) work(ctx context.Context, p *Process, j start) {
 	if err := os.Chdir(j.Dir); err != nil {
-		die() // somebody has removed it: the parent tells of the death
+		h.end(p, end{Failed: "enter working directory: " + err.Error()})
+		return
 	}
 	_ = os.Setenv("TMPDIR", j.Dir) // fails for names with zero bytes only
 	limit := int64(math.MaxInt64)
@@ -125,12 +127,21 @@ func (h *host) work(ctx context.Context, p *Process, j start) {
 		debug.SetMemoryLimit(limit) // it stops all goroutines
 		h.limit = limit
 	}
+	if j.Memory > 0 || memory(os.Getpid()) > freeAbove {
+		debug.FreeOSMemory() // of earlier jobs
+	}
 	forgetPeak()
-	h.out.send(message{Of: p.job, Began: true})
+	// If the parent has not read that, the job has not begun, and another process may do it.
+	h.out.write(message{Of: p.job, Began: true})
 	body := h.run(ctx, p, j.Body)
 
 	_ = os.Chdir("/") // the directory is about to go
-	e := end{Body: body, Stray: stray()}
+	h.end(p, end{Body: body, Stray: stray()})
+}
+
+// end tells the parent that the job has ended.
+func (h *host) end(p *Process, e end) {
+	_, _ = syscall.Write(syscall.Stdout, []byte(endMark+"\n")) // its output, if it has not closed that
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stop(nil)
@@ -141,6 +152,12 @@ func (h *host) work(ctx context.Context, p *Process, j start) {
 	e.Usage = Usage{PeakMemory: peakMemory(os.Getpid()), CPU: h.spent - spent}
 	h.out.send(message{Of: p.job, End: &e})
 }
+
+// endMark stands in the output where that of a job ends.
+const endMark = "\x00pith: the job has ended\x00"
+
+// freeAbove is the memory, in bytes, above which a process gives back what earlier jobs have left.
+const freeAbove = 64 << 20
 
 // cpuTime is what this process has taken of the processors so far, and those that it has waited for.
 func cpuTime() time.Duration {

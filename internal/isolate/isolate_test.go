@@ -186,6 +186,92 @@ func TestProcessThatWasKilledWhileIdleCostsNoJob(t *testing.T) {
 	answerTo(t, p, job(t, order{Do: "echo"}))
 }
 
+func TestJobThatDiesAtOnceIsRunOnce(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	file := filepath.Join(t.TempDir(), "file")
+	const n = 20
+	for range n {
+		answerTo(t, p, job(t, order{Do: "echo"})) // the process has run another one
+		if r := do(t, p, job(t, order{Do: "once", Text: file})); r.Death == nil {
+			t.Fatalf("%+v", r)
+		}
+	}
+	if begun, err := os.ReadFile(file); err != nil || strings.Count(string(begun), "begun") != n {
+		t.Errorf("%d jobs were begun %d times, %v", n, strings.Count(string(begun), "begun"), err)
+	}
+}
+
+func TestOutputIsOfTheJobAlone(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for i := range 200 {
+		want := fmt.Sprintf("line %d of this job", i)
+		for _, end := range []string{"\n", ""} {
+			var got []string
+			j := job(t, order{Do: "print", Text: want + end})
+			j.Output = func(line string) { got = append(got, line) }
+			answerTo(t, p, j)
+			if len(got) != 1 || got[0] != want {
+				t.Fatalf("printed %q, got %q", want, got)
+			}
+		}
+	}
+	answerTo(t, p, job(t, order{Do: "print", Text: "fatal error: runtime: out of memory\n"}))
+	if r := do(t, p, job(t, order{Do: "print and exit", Text: "last words, and none of memory"})); r.Death.OutOfMemory || r.Death.Output != "last words, and none of memory" {
+		t.Errorf("%+v", r.Death)
+	}
+	if r := do(t, p, job(t, order{Do: "print and exit", Text: "fatal error: runtime: out of memory"})); !r.Death.OutOfMemory {
+		t.Errorf("%+v", r.Death)
+	}
+}
+
+func TestLostJobIsKilledWhateverItWasGranted(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for _, stopped := range []bool{false, true} {
+		lost := make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		j := job(t, order{Do: "hang"})
+		j.Grace, j.Lost = forgiving, lost
+		j.Note = func(json.RawMessage) {
+			if stopped {
+				cancel()
+			}
+			close(lost)
+		}
+		if r, err := p.Do(ctx, j); err != nil || r.Death == nil || r.Death.Signal != syscall.SIGKILL {
+			t.Errorf("stopped %v: %+v, %v", stopped, r, err)
+		}
+		cancel()
+	}
+}
+
+func TestNoteThatWaitsHoldsUpNoLimit(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	killed := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	j := job(t, order{Do: "descendants", Text: "hang"})
+	j.Note = func(body json.RawMessage) {
+		pid, _ := strconv.Atoi(untext(t, body))
+		cancel()
+		eventually(t, "the job is killed meanwhile", func() bool { return !alive(pid) })
+		close(killed)
+	}
+	if r, err := p.Do(ctx, j); err != nil || r.Death == nil {
+		t.Errorf("%+v, %v", r, err)
+	}
+	<-killed
+}
+
+func TestDirectoryMayBeRelative(t *testing.T) {
+	t.Chdir(t.TempDir())
+	p := isolate.New(isolate.Config{Dir: "."})
+	defer p.Close()
+	answerTo(t, p, job(t, order{Do: "directory"}))
+}
+
 func TestJobIsToldWhyItIsToStop(t *testing.T) {
 	t.Parallel()
 	p := newPool(t)
@@ -252,6 +338,24 @@ func TestMemoryLimitKillsAJob(t *testing.T) {
 	j = job(t, order{Do: "allocate", Number: 20})
 	j.Memory = 100 << 20
 	answerTo(t, p, j)
+}
+
+func TestMemoryOfEarlierJobsIsNotCounted(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	for range 3 {
+		answerTo(t, p, job(t, order{Do: "allocate", Number: 150})) // and keeps it
+		j := job(t, order{Do: "echo"})
+		j.Memory = 100 << 20
+		if r := do(t, p, j); r.Death != nil || r.Usage.PeakMemory > 100<<20 {
+			t.Errorf("%+v %+v", r, r.Death)
+		}
+	}
+	answerTo(t, p, job(t, order{Do: "allocate", Number: 150}))
+	answerTo(t, p, job(t, order{Do: "allocate", Number: 0})) // it lets go
+	if r := do(t, p, job(t, order{Do: "echo"})); r.Usage.PeakMemory > 100<<20 {
+		t.Errorf("%+v", r)
+	}
 }
 
 func TestUsageIsOfTheJobAlone(t *testing.T) {
@@ -363,9 +467,9 @@ func TestEnvironmentHasNoSecrets(t *testing.T) {
 func TestWhatAJobLeavesRunningIsKilled(t *testing.T) {
 	t.Parallel()
 	p := newPool(t)
-	for _, end := range []string{"", "hang"} {
+	for _, o := range []order{{Do: "descendants"}, {Do: "descendants", Text: "hang"}, {Do: "daemon"}, {Do: "daemon", Text: "hang"}} {
 		var orphan int
-		j := job(t, order{Do: "descendants", Text: end})
+		j, end := job(t, o), o.Text
 		ctx, cancel := context.WithCancel(t.Context())
 		j.Note = func(body json.RawMessage) {
 			orphan, _ = strconv.Atoi(untext(t, body))

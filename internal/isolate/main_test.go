@@ -74,6 +74,31 @@ func obey(ctx context.Context, p *isolate.Process, body json.RawMessage) json.Ra
 	case "exit":
 		fmt.Println("goodbye")
 		os.Exit(o.Number)
+	case "once": // and die at once
+		f, err := os.OpenFile(o.Text, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err == nil {
+			_, err = f.WriteString("begun\n")
+		}
+		if err != nil {
+			return text(err.Error())
+		}
+		os.Exit(2)
+	case "print":
+		fmt.Print(o.Text)
+		return text("")
+	case "print and exit":
+		fmt.Println(o.Text)
+		os.Exit(2)
+	case "daemon": // in a session of its own
+		cmd := exec.Command("setsid", "sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			return text(err.Error())
+		}
+		p.Note(text(fmt.Sprint(cmd.Process.Pid)))
+		if o.Text == "hang" {
+			select {}
+		}
+		return text("")
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.Signal(o.Number))
 		select {}

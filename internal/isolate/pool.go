@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -30,6 +32,9 @@ type Pool struct {
 	lease  time.Time
 	closed bool
 	ended  sync.WaitGroup // of children
+
+	launching sync.WaitGroup
+	ooms      int64 // that the kernel has killed before the last death
 }
 
 // New makes a pool, which starts nothing before its first job. Close must follow.
@@ -37,7 +42,10 @@ func New(cfg Config) *Pool {
 	if cfg.Dir == "" {
 		cfg.Dir = os.TempDir()
 	}
-	return &Pool{cfg: cfg, work: workDir{base: cfg.Dir}, idle: map[string][]*child{}, all: map[*child]int64{}}
+	if dir, err := filepath.Abs(cfg.Dir); err == nil { // children have another working directory
+		cfg.Dir = dir
+	}
+	return &Pool{cfg: cfg, work: workDir{base: cfg.Dir}, idle: map[string][]*child{}, all: map[*child]int64{}, ooms: oomKills()}
 }
 
 // ErrOverTime is why the context of a job ends whose time limit is over.
@@ -53,6 +61,8 @@ type Job struct {
 	Memory int64
 	// Time is how long the job may take. Default: no limit.
 	Time time.Duration
+	// Lost has the process killed at once when it is closed, whatever it was granted before. Default: it never is.
+	Lost <-chan struct{}
 	// Grace is how long the job may go on after its context has ended for that reason, before its process
 	// is killed. Default: not at all.
 	Grace func(cause error) time.Duration
@@ -61,7 +71,7 @@ type Job struct {
 	// Answer serves the job's calls. Many goroutines may call it; their context ends with the job's process.
 	// It must be there if the job calls.
 	Answer func(ctx context.Context, name string, body json.RawMessage) json.RawMessage
-	// Note gets the job's notes, in order, if it is there.
+	// Note gets the job's notes, in order, if it is there. One that waits holds up nothing but the end of Do.
 	Note func(body json.RawMessage)
 	// Output gets each line that the process writes to its standard output and error, if it is there.
 	Output func(line string)
@@ -122,39 +132,58 @@ func (p *Pool) Do(ctx context.Context, j Job) (Result, error) {
 	}
 	defer p.work.remove(dir)
 	for {
-		c, fresh, err := p.take(j.Env)
+		c, fresh, err := p.take(j)
 		if err != nil {
 			return Result{}, fmt.Errorf("start child process: %w", err)
 		}
-		r, began := p.run(ctx, c, j, dir)
-		if began || fresh || context.Cause(ctx) != nil {
-			return r, nil
+		r, began, err := p.run(ctx, c, j, dir)
+		if err != nil || began || fresh || context.Cause(ctx) != nil {
+			return r, err
 		}
 		// Somebody killed it while it had nothing to do.
 	}
 }
 
 // take finds an idle child, or starts one.
-func (p *Pool) take(env []string) (c *child, fresh bool, err error) {
-	environment := environ(env)
+func (p *Pool) take(j Job) (c *child, fresh bool, err error) {
+	environment := environ(j.Env)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
-		return nil, false, errClosed
-	}
-	if idle := p.idle[environment]; len(idle) > 0 {
+	for !p.closed && c == nil {
+		idle := p.idle[environment]
+		if len(idle) == 0 {
+			break
+		}
 		c = idle[len(idle)-1]
 		p.idle[environment] = idle[:len(idle)-1]
 		c.idle.Stop()
-	} else {
+		if j.Memory > 0 && memory(c.cmd.Process.Pid) > j.Memory/2 {
+			delete(p.all, c) // what an earlier job has left there would count
+			c.drop()
+			c = nil
+		}
+	}
+	if c == nil && !p.closed {
 		if p.start == nil {
 			p.start = newStarter()
 		}
-		if c, err = p.start.launch(environment); err != nil {
+		start := p.start
+		p.launching.Add(1)
+		p.mu.Unlock() // it takes a while, and leases must be prolonged
+		c, err = start.launch(environment)
+		p.mu.Lock()
+		p.launching.Done()
+		if err != nil {
 			return nil, false, err
 		}
 		fresh = true
 		p.ended.Go(func() { <-c.gone })
+	}
+	if p.closed {
+		if fresh {
+			c.drop()
+		}
+		return nil, false, errClosed
 	}
 	c.jobs++
 	p.all[c] = c.jobs
@@ -188,12 +217,14 @@ func (p *Pool) expire(c *child) {
 }
 
 // run has a child do a job; began tells whether the child has begun it.
-func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, began bool) {
+func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, began bool, err error) {
 	of := c.jobs
+	var sink *func(string)
 	if j.Output != nil {
-		c.output.sink.Store(&j.Output)
-		defer c.output.sink.Store(nil)
+		sink = &j.Output
 	}
+	written := c.output.begin(sink)
+	defer c.output.sink.Store(nil)
 	p.mu.Lock()
 	c.out.send(message{Of: of, Job: &start{Body: j.Body, Dir: dir, Memory: j.Memory}, Lease: p.leaseEnd()})
 	p.mu.Unlock()
@@ -202,6 +233,8 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 	var answers sync.WaitGroup
 	defer answers.Wait() // what it has asked for is not under way when the job is over
 	defer stop()
+	notes := newMailbox(j.Note)
+	defer notes.close()
 
 	every := peakEvery
 	if j.Memory > 0 {
@@ -218,6 +251,7 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 	var (
 		kill   <-chan time.Time
 		ended  = ctx.Done()
+		lost   = j.Lost
 		peak   int64
 		toobig bool
 		told   bool
@@ -242,18 +276,16 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 			if !ok {
 				p.give(c, false)
 				r.Death = c.death()
-				r.Death.OutOfMemory = r.Death.OutOfMemory || toobig
+				r.Death.OutOfMemory = r.Death.OutOfMemory || toobig || p.oomKilled() && r.Death.Signal == syscall.SIGKILL && !told
 				r.Usage = Usage{PeakMemory: peak, CPU: c.cpu() - c.spent}
-				return r, began
+				return r, began, nil
 			}
 			switch {
 			case m.Of != of:
 			case m.Began:
 				began = true
 			case m.Note != nil:
-				if j.Note != nil {
-					j.Note(m.Note)
-				}
+				notes.put(m.Note)
 			case m.Call != nil:
 				answers.Go(func() {
 					body := j.Answer(answering, m.Call.Name, m.Call.Body)
@@ -262,12 +294,22 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 			case m.End != nil:
 				r.Body, r.Usage = m.End.Body, m.End.Usage
 				c.spent += r.Usage.CPU
+				select {
+				case <-written:
+				case <-time.After(time.Second): // it has closed its output
+				}
+				if m.End.Failed != "" {
+					err = errors.New(m.End.Failed)
+				}
 				// One that was told to stop may have left something that has not heard it.
 				p.give(c, !told && !m.End.Stray && r.Usage.PeakMemory <= retireAbove)
-				return r, true
+				return r, true, err
 			}
 		case <-ended:
 			end(context.Cause(ctx))
+		case <-lost:
+			lost, told = nil, true
+			c.kill()
 		case <-limit:
 			r.OverTime = true
 			end(ErrOverTime)
@@ -275,6 +317,9 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 			peak = max(peak, peakMemory(c.cmd.Process.Pid))
 			c.kill()
 		case <-look.C:
+			if !began {
+				continue // what it has is of earlier jobs
+			}
 			peak = max(peak, peakMemory(c.cmd.Process.Pid))
 			if j.Memory > 0 && memory(c.cmd.Process.Pid) > j.Memory {
 				toobig = true
@@ -282,6 +327,16 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 			}
 		}
 	}
+}
+
+// oomKilled reports whether the kernel has killed somebody for want of memory since it was last asked.
+func (p *Pool) oomKilled() bool {
+	n := oomKills()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	more := n > p.ooms
+	p.ooms = n
+	return more
 }
 
 // Close kills all children, and waits for them.
@@ -299,12 +354,58 @@ func (p *Pool) Close() {
 	start := p.start
 	p.start = nil
 	p.mu.Unlock()
+	p.launching.Wait()
 	p.ended.Wait()
 	if start != nil {
 		close(start.cmds)
 	}
 	p.work.close()
 }
+
+// mailbox hands notes on, one after the other, without making the one wait who puts them in.
+type mailbox struct {
+	take func(json.RawMessage)
+
+	mu    sync.Mutex
+	queue []json.RawMessage
+	busy  bool
+	idle  sync.WaitGroup
+}
+
+// newMailbox makes one for take, nil: nobody wants them.
+func newMailbox(take func(json.RawMessage)) *mailbox { return &mailbox{take: take} }
+
+func (m *mailbox) put(note json.RawMessage) {
+	if m.take == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.queue = append(m.queue, note)
+	if !m.busy {
+		m.busy = true
+		m.idle.Go(m.empty)
+	}
+}
+
+func (m *mailbox) empty() {
+	for {
+		m.mu.Lock()
+		queue := m.queue
+		m.queue = nil
+		m.busy = len(queue) > 0
+		m.mu.Unlock()
+		if len(queue) == 0 {
+			return
+		}
+		for _, note := range queue {
+			m.take(note)
+		}
+	}
+}
+
+// close waits until all are handed on.
+func (m *mailbox) close() { m.idle.Wait() }
 
 // harmless are the variables of the environment that each child gets: those that hold no secrets, and without
 // which programs and libraries don't do what is expected.

@@ -38,6 +38,7 @@ type child struct {
 type starter struct {
 	cmds chan *exec.Cmd
 	errs chan error
+	one  sync.Mutex // at a time
 }
 
 func newStarter() *starter {
@@ -68,8 +69,7 @@ func (s *starter) launch(environment string) (*child, error) {
 			SysProcAttr: attributes(),
 		},
 	}
-	s.cmds <- c.cmd
-	if err := <-s.errs; err != nil {
+	if err := s.start(c.cmd); err != nil {
 		pipes.closeOurs()
 		return nil, err
 	}
@@ -99,6 +99,13 @@ func (s *starter) launch(environment string) (*child, error) {
 	return c, nil
 }
 
+func (s *starter) start(cmd *exec.Cmd) error {
+	s.one.Lock()
+	defer s.one.Unlock()
+	s.cmds <- cmd
+	return <-s.errs
+}
+
 // pipes connect a child: to it, from it, and its output.
 type pipes struct{ in, out, text pipe }
 
@@ -115,11 +122,12 @@ func closeAll(files ...*os.File) {
 	}
 }
 
-// kill ends the child and all processes of its group.
+// kill ends the child, its descendants and all processes of its group.
 func (c *child) kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.reaped { // else the number may be another's
+		killDescendants(c.cmd.Process.Pid)
 		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // it may have ended
 	}
 }
@@ -128,6 +136,7 @@ func (c *child) kill() {
 func (c *child) reap() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	killDescendants(c.cmd.Process.Pid)
 	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
 	_ = c.cmd.Wait() // what it says is in the ProcessState
 	c.reaped = true
@@ -153,7 +162,11 @@ func (c *child) death() *Death {
 		d.Signal = status.Signal()
 	}
 	// Go's runtime ends so if the system gives it no more.
-	d.OutOfMemory = d.ExitCode == 2 && strings.Contains(d.Output, "out of memory")
+	for line := range strings.Lines(d.Output) {
+		if d.ExitCode == 2 && (strings.HasPrefix(line, "fatal error: runtime: out of memory") || strings.HasPrefix(line, "runtime: out of memory")) {
+			d.OutOfMemory = true
+		}
+	}
 	return d
 }
 
@@ -163,7 +176,7 @@ type Death struct {
 	Signal syscall.Signal
 	// ExitCode is what it ended with, if no signal has killed it.
 	ExitCode int
-	// OutOfMemory: it had no more memory, or more than Job.Memory.
+	// OutOfMemory: it had no more memory, or more than Job.Memory, or the kernel has killed it for that.
 	OutOfMemory bool
 	// Output has the last lines that it wrote.
 	Output string
@@ -183,6 +196,26 @@ type output struct {
 
 	mu    sync.Mutex
 	lines []string
+	ended chan struct{} // closed when all that a job has written is read
+}
+
+// begin forgets what was written before a job.
+func (o *output) begin(sink *func(line string)) (ended <-chan struct{}) {
+	o.sink.Store(sink)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.lines, o.ended = nil, make(chan struct{})
+	return o.ended
+}
+
+// end notes that all is read.
+func (o *output) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended != nil {
+		close(o.ended)
+		o.ended = nil
+	}
 }
 
 // Bounds of what is kept of the output.
@@ -198,7 +231,12 @@ func (o *output) read(r io.Reader) {
 		if err != nil {
 			return
 		}
-		text := strings.ToValidUTF8(string(line), "�")
+		written, _, ended := strings.Cut(string(line), endMark)
+		if ended && written == "" {
+			o.end()
+			continue
+		}
+		text := strings.ToValidUTF8(written, "�")
 		o.mu.Lock()
 		if o.lines = append(o.lines, text); len(o.lines) > lastLines {
 			o.lines = o.lines[1:]
@@ -206,6 +244,9 @@ func (o *output) read(r io.Reader) {
 		o.mu.Unlock()
 		if sink := o.sink.Load(); sink != nil {
 			(*sink)(text)
+		}
+		if ended {
+			o.end()
 		}
 	}
 }

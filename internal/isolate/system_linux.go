@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -48,6 +49,64 @@ func stray() bool {
 			return true
 		}
 	}
+}
+
+// killDescendants kills what a process has started, and what that has, whatever groups they are in. Their orphans are
+// the process's own: see adopt.
+func killDescendants(pid int) {
+	for range 3 { // they may start others meanwhile
+		list := descendants(pid)
+		for _, d := range list {
+			_ = syscall.Kill(d, syscall.SIGKILL) // it may have ended
+		}
+		if len(list) == 0 {
+			return
+		}
+	}
+}
+
+func descendants(pid int) []int {
+	tasks, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/children")
+	if err != nil {
+		return nil
+	}
+	var all []int
+	for _, task := range tasks {
+		list, err := os.ReadFile(task)
+		if err != nil {
+			continue // it has ended, or the kernel does not tell
+		}
+		for word := range bytes.FieldsSeq(list) {
+			if d, err := strconv.Atoi(string(word)); err == nil {
+				all = append(append(all, d), descendants(d)...)
+			}
+		}
+	}
+	return all
+}
+
+// oomKills counts the processes of this one's cgroup that the kernel has killed for want of memory; 0: not known.
+func oomKills() int64 {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return 0
+	}
+	_, path, ok := bytes.Cut(own, []byte("0::"))
+	if !ok {
+		return 0 // not of the second version
+	}
+	path, _, _ = bytes.Cut(path, []byte("\n"))
+	events, err := os.ReadFile("/sys/fs/cgroup" + string(path) + "/memory.events")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := bytes.Cut(events, []byte("oom_kill "))
+	value, _, _ := bytes.Cut(rest, []byte("\n"))
+	n, err := strconv.ParseInt(string(value), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // leaseClock is the time in nanoseconds on a clock that all processes of the machine share, and nobody can set.

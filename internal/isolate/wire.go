@@ -24,6 +24,8 @@ type message struct {
 	Call  *call           `json:"call,omitempty"`
 	Note  json.RawMessage `json:"note,omitempty"`
 	End   *end            `json:"end,omitempty"`
+
+	written chan struct{} // closed when it is, if it is there
 }
 
 // start begins a job.
@@ -49,6 +51,8 @@ type end struct {
 	Body  json.RawMessage `json:"body"`
 	Usage Usage           `json:"usage"`
 	Stray bool            `json:"stray,omitempty"`
+	// Failed is why the job was not begun.
+	Failed string `json:"failed,omitempty"`
 }
 
 // Usage is what a job has taken of the machine.
@@ -77,6 +81,13 @@ func (o *outbox) send(m message) {
 	}
 	o.queue = append(o.queue, m)
 	o.ring()
+}
+
+// write sends a message and waits until it is written, for ever if the other side is gone.
+func (o *outbox) write(m message) {
+	m.written = make(chan struct{})
+	o.send(m)
+	<-m.written
 }
 
 func (o *outbox) ring() {
@@ -108,6 +119,9 @@ func (o *outbox) run(w io.WriteCloser) {
 			if out.Encode(m) != nil {
 				o.close()
 				return
+			}
+			if m.written != nil {
+				close(m.written)
 			}
 		}
 		if closed {
