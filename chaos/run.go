@@ -27,7 +27,7 @@ const (
 
 // breakThings makes a run, and returns what there is to judge.
 func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.Run, err error) {
-	r.TTL = cfg.ttl
+	r.TTL, r.Slots = cfg.ttl, cfg.workers*slots
 	s, err := openStage(ctx, progress)
 	if err != nil {
 		return r, err

@@ -195,8 +195,9 @@ func (s *stage) way(standIn bool) (host, user string) {
 
 // found reads what there is to judge by in the database.
 func (s *stage) found(ctx context.Context, r *judge.Run) error {
-	rows, err := s.direct.Query(ctx, `SELECT t.id, t.state::text, t.attempt, k.max_attempts::int, t.created_at, coalesce(t.args->>'schedule', ''), f.due
-		FROM task t JOIN task_kind k ON k.id = t.kind LEFT JOIN chaos_fired f ON f.task = t.id ORDER BY t.id`)
+	rows, err := s.direct.Query(ctx, `SELECT t.id, t.state::text, t.attempt, k.max_attempts::int, t.created_at, coalesce(t.args->>'schedule', ''), f.due,
+			t.seq, t.reserved_resources_record, coalesce(extract(epoch FROM t.not_before - $1::timestamptz), 0)::float8
+		FROM task t JOIN task_kind k ON k.id = t.kind LEFT JOIN chaos_fired f ON f.task = t.id ORDER BY t.id`, s.began)
 	if err != nil {
 		return fmt.Errorf("read tasks: %w", err)
 	}
@@ -204,7 +205,8 @@ func (s *stage) found(ctx context.Context, r *judge.Run) error {
 		var t judge.Task
 		var id [16]byte
 		var due *time.Time
-		if err := rows.Scan(&id, &t.State, &t.Attempt, &t.MaxAttempts, &t.CreatedAt, &t.Schedule, &due); err != nil {
+		var after float64
+		if err := rows.Scan(&id, &t.State, &t.Attempt, &t.MaxAttempts, &t.CreatedAt, &t.Schedule, &due, &t.Place, &t.Reserved, &after); err != nil {
 			rows.Close()
 			return fmt.Errorf("read tasks: %w", err)
 		}
@@ -212,6 +214,7 @@ func (s *stage) found(ctx context.Context, r *judge.Run) error {
 		if due != nil {
 			t.Due = *due
 		}
+		t.NotBefore = time.Duration(after * float64(time.Second))
 		r.Tasks = append(r.Tasks, t)
 	}
 	if err := rows.Err(); err != nil {

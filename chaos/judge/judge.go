@@ -24,6 +24,12 @@ type Task struct {
 	Attempt     int       `json:"attempt"`
 	MaxAttempts int       `json:"max_attempts"`
 	CreatedAt   time.Time `json:"created_at"`
+	// Place in its queues, of its last attempt, and what it reserves: exclusive resources bare, shared ones as
+	// shared:NAME.
+	Place    int64    `json:"place"`
+	Reserved []string `json:"reserved,omitempty"`
+	// NotBefore is since the beginning of the run; 0 if it was queued at once.
+	NotBefore time.Duration `json:"not_before,omitempty"`
 	// Schedule is the name of the schedule that it is of; "": it is of none. Due is the time that it was
 	// dispatched for, as the schedule's row has it.
 	Schedule string    `json:"schedule,omitempty"`
@@ -43,8 +49,9 @@ type Run struct {
 	Events  []witness.Event `json:"events"`
 	Tasks   []Task          `json:"tasks"`
 	Changes []Change        `json:"changes"`
-	// TTL of the workers.
-	TTL time.Duration `json:"ttl"`
+	// TTL of the workers, and how many tasks they run at the same time.
+	TTL   time.Duration `json:"ttl"`
+	Slots int           `json:"slots"`
 }
 
 // Violation is a broken promise.
@@ -412,6 +419,74 @@ func (j *judge) moves() {
 	}
 	j.idles(calm)
 	j.leftovers(calm)
+	j.waits(calm)
+}
+
+// waits judges that after the faults no task waits for long that nothing keeps from running: no task before it at its
+// resources, and no want of slots.
+func (j *judge) waits(calm time.Duration) {
+	type place struct {
+		Task
+		shared bool
+	}
+	queues := map[string][]place{}
+	for _, t := range j.run.Tasks {
+		reservations(witness.Event{Reserved: t.Reserved}, func(name string, shared bool) {
+			queues[name] = append(queues[name], place{t, shared})
+		})
+	}
+	ended, began, came := map[uuid.UUID]time.Duration{}, map[uuid.UUID]time.Duration{}, map[uuid.UUID]time.Duration{}
+	for _, c := range j.run.Changes {
+		switch {
+		case c.From == "":
+			came[c.Task] = c.At
+		case c.To == "running":
+			began[c.Task] = c.At
+		}
+		if final(c.To) {
+			ended[c.Task] = c.At
+		}
+	}
+	for _, t := range j.run.Tasks {
+		start, ok := began[t.ID]
+		if !ok || t.MaxAttempts > 1 || start-calm <= 2*j.run.TTL {
+			continue
+		}
+		free, known := max(calm, came[t.ID], t.NotBefore), true
+		reservations(witness.Event{Reserved: t.Reserved}, func(name string, shared bool) {
+			for _, p := range queues[name] {
+				// One that was tried again had an earlier place, too.
+				if p.ID == t.ID || compatible(p.shared, shared) || p.Place > t.Place && p.Attempt <= 1 {
+					continue
+				}
+				end, ok := ended[p.ID]
+				known = known && ok
+				free = max(free, end)
+			}
+		})
+		if late := start - free; known && late > 2*j.run.TTL && !j.full(free, start) {
+			j.say(Stuck, "task %s waited for %s with nothing before it", t.ID, late.Round(time.Millisecond))
+		}
+	}
+}
+
+// full reports whether all slots were taken at some time between.
+func (j *judge) full(from, to time.Duration) bool {
+	running, most := map[uuid.UUID]bool{}, 0
+	for _, c := range j.run.Changes {
+		if c.At > to {
+			break
+		}
+		if c.To == "running" || c.To == "canceling" {
+			running[c.Task] = true
+		} else {
+			delete(running, c.Task)
+		}
+		if c.At >= from {
+			most = max(most, len(running))
+		}
+	}
+	return most >= j.run.Slots
 }
 
 // idles judges that after the faults there is no long time in which tasks wait and none runs.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -265,6 +266,56 @@ func TestEachRuleFindsItsViolation(t *testing.T) {
 	for _, rule := range judge.Rules {
 		if !broken[rule] {
 			t.Errorf("nothing breaks the rule %s", rule)
+		}
+	}
+}
+
+// TestTaskThatNothingBlocksMayNotWait has a task wait behind others, or behind nobody, while something runs.
+func TestTaskThatNothingBlocksMayNotWait(t *testing.T) {
+	t.Parallel()
+	const first, waiting, other = 14, 15, 16
+	for _, test := range []struct {
+		name     string
+		reserved []string // by the first
+		slots    int
+		later    time.Duration // not before
+		want     bool
+	}{
+		{name: "behind nobody", slots: 10, want: true},
+		{name: "behind one on another resource", reserved: []string{"y"}, slots: 10, want: true},
+		{name: "behind one on the same resource", reserved: []string{"x"}, slots: 10},
+		{name: "behind one that shares it", reserved: []string{"shared:x"}, slots: 10},
+		{name: "all slots are taken", slots: 2},
+		{name: "it is not due", slots: 10, later: 10 * time.Second},
+	} {
+		r := good()
+		r.Slots = test.slots
+		calm := event(t, &r, witness.Calm, 0).At
+		change := func(n int, to string, at time.Duration) {
+			from := map[string]string{"waiting": "", "running": "waiting", "failed": "running"}[to]
+			r.Changes = append(r.Changes, judge.Change{Task: id(n), From: from, To: to, At: calm + at})
+		}
+		change(first, "waiting", ms)
+		change(first, "running", ms)
+		change(waiting, "waiting", ms)
+		change(other, "waiting", ms)
+		change(other, "running", ms)
+		change(first, "failed", 9*time.Second)
+		change(waiting, "running", 10*time.Second)
+		change(waiting, "failed", 10*time.Second)
+		change(other, "failed", 10*time.Second)
+		for n, reserved := range map[int][]string{first: test.reserved, waiting: {"x"}, other: nil} {
+			task := judge.Task{ID: id(n), State: "failed", Attempt: 1, MaxAttempts: 1, Place: int64(100 + n), Reserved: reserved}
+			if n == waiting && test.later > 0 {
+				task.NotBefore = calm + test.later
+			}
+			r.Tasks = append(r.Tasks, task)
+		}
+		found := judge.Judge(r)
+		if got := slices.ContainsFunc(found, func(v judge.Violation) bool {
+			return v.Rule == judge.Stuck && strings.Contains(v.Text, "with nothing before it")
+		}); got != test.want {
+			t.Errorf("%s: %v", test.name, found)
 		}
 	}
 }

@@ -69,7 +69,7 @@ type Job struct {
 	// Env names variables of the environment that the process gets, beside those that are harmless.
 	Env []string
 	// Answer serves the job's calls. Many goroutines may call it; their context ends with the job's process.
-	// It must be there if the job calls.
+	// Default: calls get no answer.
 	Answer func(ctx context.Context, name string, body json.RawMessage) json.RawMessage
 	// Note gets the job's notes, in order, if it is there. One that waits holds up nothing but the end of Do.
 	Note func(body json.RawMessage)
@@ -286,6 +286,7 @@ func (p *Pool) run(ctx context.Context, c *child, j Job, dir string) (r Result, 
 				began = true
 			case m.Note != nil:
 				notes.put(m.Note)
+			case m.Call != nil && j.Answer == nil: // nobody answers
 			case m.Call != nil:
 				answers.Go(func() {
 					body := j.Answer(answering, m.Call.Name, m.Call.Body)
