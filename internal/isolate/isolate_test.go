@@ -533,8 +533,16 @@ func TestLeaseThatIsProlongedEndsNothing(t *testing.T) {
 		return body
 	}
 	answerTo(t, p, j)
-	// Nor does the lease of a job that has ended.
+}
+
+func TestLeaseOfAJobThatHasEndedEndsNothing(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	short := time.Now().Add(500 * time.Millisecond)
+	p.Extend(short)
 	pid := answerTo(t, p, job(t, order{Do: "pid"}))
+	<-time.After(time.Until(short) + 50*time.Millisecond)
+	p.Extend(time.Now().Add(time.Hour))
 	if again := answerTo(t, p, job(t, order{Do: "pid"})); again != pid {
 		t.Error("the process has ended")
 	}
@@ -542,7 +550,8 @@ func TestLeaseThatIsProlongedEndsNothing(t *testing.T) {
 
 func TestCloseKillsWhatRuns(t *testing.T) {
 	t.Parallel()
-	p := newPool(t)
+	dir := t.TempDir()
+	p := isolate.New(isolate.Config{Dir: dir})
 	j := job(t, order{Do: "hang"})
 	j.Note = func(json.RawMessage) { go p.Close() }
 	if r := do(t, p, j); r.Death == nil {
@@ -551,6 +560,9 @@ func TestCloseKillsWhatRuns(t *testing.T) {
 	p.Close()
 	if _, err := p.Do(t.Context(), job(t, order{Do: "echo"})); err == nil {
 		t.Error("a job was begun after that")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

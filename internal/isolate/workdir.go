@@ -19,6 +19,8 @@ type workDir struct {
 	dir  string // "": not made yet
 	lock *os.File
 	last int
+
+	closed bool
 }
 
 const workPrefix = "pith-work-"
@@ -27,6 +29,9 @@ const workPrefix = "pith-work-"
 func (w *workDir) make(name string) (string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.closed {
+		return "", errClosed
+	}
 	if w.dir == "" {
 		w.sweep()
 		dir, err := os.MkdirTemp(w.base, workPrefix)
@@ -105,6 +110,7 @@ func makeWritable(dir string) {
 func (w *workDir) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.closed = true
 	if w.dir != "" {
 		removeAll(w.dir)
 		_ = w.lock.Close()

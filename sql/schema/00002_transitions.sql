@@ -40,7 +40,7 @@ CREATE FUNCTION domain_own() RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT 'prn:core.domain:018f0000-0000-7000-8000-000000000001'
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION domain_own IS 'The one domain of an installation: tasking.Domain.';
+COMMENT ON FUNCTION domain_own IS 'The one domain of an installation.';
 
 -- +goose StatementBegin
 CREATE FUNCTION task_reserved(record text[]) RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
