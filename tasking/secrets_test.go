@@ -1,38 +1,19 @@
 package tasking_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
-
-// sink takes what is logged.
-type sink struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (s *sink) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buf.Write(p)
-}
-
-func (s *sink) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buf.String()
-}
 
 // shy refuses to be read or written, and quotes what it was to be.
 type shy struct{ text string }
@@ -64,7 +45,7 @@ var (
 // looks at all that was logged, returned and stored.
 func TestEncryptedArgumentsAreNowhereInPlain(t *testing.T) {
 	t.Parallel()
-	var logged sink
+	var logged dbtest.Output
 	log := slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h := newHarness(t, told, small, timely, bashful, worded, bursting)
 	client := func(keys ...string) *tasking.Client {

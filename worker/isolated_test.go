@@ -1,11 +1,9 @@
 package worker
 
 import (
-	"bytes"
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,31 +16,14 @@ import (
 )
 
 // isolatedClient is a client of the isolated types, and what they log.
-func isolatedClient(t *testing.T, d *dbtest.DB) (*tasking.Client, *syncBuffer) {
+func isolatedClient(t *testing.T, d *dbtest.DB) (*tasking.Client, *dbtest.Output) {
 	t.Helper()
-	log := &syncBuffer{}
+	log := &dbtest.Output{}
 	c, err := tasking.New(d.Pool, tasking.Config{Registry: isolatedRegistry(), Log: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c, log
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func TestIsolatedTaskReportsThroughItsWorker(t *testing.T) {
@@ -88,7 +69,7 @@ func TestIsolatedTaskReportsThroughItsWorker(t *testing.T) {
 	}
 }
 
-func TestIsolatedTaskThatIsNotHasNoUsage(t *testing.T) {
+func TestOnlyIsolatedTasksHaveUsage(t *testing.T) {
 	t.Parallel()
 	d := dbtest.New(t)
 	c, _ := isolatedClient(t, d)
@@ -160,9 +141,7 @@ func TestIsolatedTaskThatIgnoresItsCancellationIsKilled(t *testing.T) {
 	if task := wait(t, c, gooey); task.State != tasking.Canceled || task.Error != nil {
 		t.Errorf("it is %s: %v", task.State, task.Error)
 	}
-	if alive(pid) {
-		t.Error("its process goes on")
-	}
+	dbtest.Until(t, "its process has ended", dbtest.Dead(pid))
 	if task := wait(t, c, next); task.State != tasking.Completed {
 		t.Errorf("the next one is %s", task.State)
 	}
@@ -184,9 +163,7 @@ func TestShutdownEndsIsolatedTasks(t *testing.T) {
 		if task := wait(t, c, task); task.State != tasking.Failed || task.Error.Reason != tasking.ReasonShutdown {
 			t.Errorf("%s: it is %s: %+v", do, task.State, task.Error)
 		}
-		if alive(pid) {
-			t.Errorf("%s: its process goes on", do)
-		}
+		dbtest.Until(t, do+": its process has ended", dbtest.Dead(pid))
 	}
 }
 
@@ -241,7 +218,7 @@ func TestStoppedWorkerIsFencedAndGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The child ends before others may take over, though its parent cannot do anything.
-	eventually(t, "the child has ended", func() bool { return !alive(child) })
+	dbtest.Until(t, "the child has ended", dbtest.Dead(child))
 	var leased bool
 	if err := d.Direct.QueryRow(t.Context(), `SELECT last_heartbeat + ttl > clock_timestamp() FROM app_status`).Scan(&leased); err != nil {
 		t.Fatal(err)
@@ -281,7 +258,7 @@ func TestChildDiesWithItsWorker(t *testing.T) {
 	if err := process.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the child has ended", func() bool { return !alive(child) })
+	dbtest.Until(t, "the child has ended", dbtest.Dead(child))
 }
 
 func TestWorkerOfIsolatedTypesNeedsItsDirectory(t *testing.T) {

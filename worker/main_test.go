@@ -225,32 +225,16 @@ func beacon(t *testing.T) (file string, pid func() int) {
 	file = filepath.Join(t.TempDir(), "runs")
 	return file, func() (pid int) {
 		t.Helper()
-		eventually(t, "the task runs", func() bool {
+		dbtest.Until(t, "the task runs", func(context.Context) (bool, error) {
 			raw, err := os.ReadFile(file)
+			if errors.Is(err, os.ErrNotExist) {
+				return false, nil
+			}
 			if err == nil {
 				_, err = fmt.Sscan(string(raw), &pid)
 			}
-			return err == nil
+			return true, err
 		})
 		return pid
 	}
-}
-
-// eventually looks until done. It is for what other processes do on their own.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	look := time.NewTicker(5 * time.Millisecond)
-	defer look.Stop()
-	for end := time.Now().Add(patience); !done(); <-look.C {
-		if time.Now().After(end) {
-			t.Fatalf("not in time: %s", what)
-		}
-	}
-}
-
-// alive reports whether a process is there and no zombie.
-func alive(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	return err == nil && !strings.HasPrefix(rest, "Z")
 }

@@ -16,35 +16,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/internal/dbtest"
-	"github.com/pithworks/pith/internal/resend"
 	"github.com/pithworks/pith/tasking"
 )
-
-// patience bounds what a test waits for.
-const patience = 60 * time.Second
-
-// until looks again and again for what another process does.
-func until(t *testing.T, what string, holds func(context.Context) (bool, error)) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for {
-		ok, err := holds(ctx)
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		if ok {
-			return
-		}
-		if resend.Sleep(ctx, 20*time.Millisecond) != nil {
-			t.Fatalf("%s: not within %s", what, patience)
-		}
-	}
-}
 
 // start runs a command as a process of its own.
 func start(t *testing.T, url string, args ...string) (*exec.Cmd, *bytes.Buffer) {
@@ -88,7 +64,7 @@ func TestSignalsEndAWorkerAsPulpsDo(t *testing.T) {
 			db := dbtest.New(t)
 			task := decode[dispatched](t, must(t, db.URL, "task", "dispatch", sleepTask, "--args", `{"interval": `+tt.interval+`}`))
 			cmd, log := start(t, db.URL, append([]string{"worker"}, tt.args...)...)
-			until(t, "task runs", func(context.Context) (bool, error) {
+			dbtest.Until(t, "task runs", func(context.Context) (bool, error) {
 				return mustJSON[tasking.Task](t, db.URL, "task", "show", task.Task).State == tasking.Running, nil
 			})
 			for _, sig := range tt.signals {
@@ -118,7 +94,7 @@ func TestThirdSignalKillsAWorkerThatCannotEnd(t *testing.T) {
 	db := dbtest.New(t)
 	task := decode[dispatched](t, must(t, db.URL, "task", "dispatch", sleepTask, "--args", `{"interval": 3600}`))
 	cmd, _ := start(t, db.URL, "worker")
-	until(t, "task runs", func(context.Context) (bool, error) {
+	dbtest.Until(t, "task runs", func(context.Context) (bool, error) {
 		return mustJSON[tasking.Task](t, db.URL, "task", "show", task.Task).State == tasking.Running, nil
 	})
 	// As long as this lasts, the worker cannot record how its task ended.
@@ -141,7 +117,7 @@ func TestThirdSignalKillsAWorkerThatCannotEnd(t *testing.T) {
 		}
 	}
 	// One that comes before the second was seen to has no effect of its own.
-	until(t, "worker is killed", func(context.Context) (bool, error) {
+	dbtest.Until(t, "worker is killed", func(context.Context) (bool, error) {
 		select {
 		case <-exited:
 			return true, nil
@@ -163,7 +139,7 @@ func TestKilledWorkerIsMissingAndItsTaskFails(t *testing.T) {
 	if err := first.Wait(); err == nil || first.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Errorf("worker ended with %v, want SIGKILL", err)
 	}
-	until(t, "worker is missing", func(context.Context) (bool, error) {
+	dbtest.Until(t, "worker is missing", func(context.Context) (bool, error) {
 		return len(mustJSON[[]appstatus.Status](t, db.URL, "workers", "--missing")) == 1, nil
 	})
 	contains(t, must(t, db.URL, "workers"), "first-"+strconv.Itoa(first.Process.Pid), "missing")
@@ -388,7 +364,7 @@ func dev(t *testing.T, pooler string) {
 	go func() { _, _ = io.Copy(io.Discard, reader) }()
 
 	online := func() []appstatus.Status { return mustJSON[[]appstatus.Status](t, url, "workers", "--online") }
-	until(t, "two workers are online", func(context.Context) (bool, error) { return len(online()) == 2, nil })
+	dbtest.Until(t, "two workers are online", func(context.Context) (bool, error) { return len(online()) == 2, nil })
 	number, _, _ := strings.Cut(online()[0].Name, "@")
 	victim, err := strconv.Atoi(number)
 	if err != nil {
@@ -397,7 +373,7 @@ func dev(t *testing.T, pooler string) {
 	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the killed worker is replaced", func(context.Context) (bool, error) { return len(online()) == 3, nil })
+	dbtest.Until(t, "the killed worker is replaced", func(context.Context) (bool, error) { return len(online()) == 3, nil })
 	must(t, url, "task", "dispatch", dummyTask, "--wait")
 	pith(t, "", "dev", "--data-dir", dir).wants(t, exitFailure, "pith dev runs already")
 

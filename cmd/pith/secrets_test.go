@@ -1,32 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
+
+	"github.com/pithworks/pith/internal/dbtest"
 )
-
-// sink takes what a program says while it runs.
-type sink struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (s *sink) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buf.Write(p)
-}
-
-func (s *sink) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.buf.String()
-}
 
 // TestProgramTellsNobodyItsSecrets looks at all that the program prints and logs, in each way in which passwords, tokens,
 // keys and arguments are right, wrong, or misspelled.
@@ -96,12 +78,12 @@ func TestProgramTellsNobodyItsSecrets(t *testing.T) {
 	}
 
 	// A password that changes under a worker: first what it sends fails, then it cannot connect.
-	var said sink
+	var said dbtest.Output
 	ended := make(chan int)
 	go func() {
 		ended <- run(t.Context(), []string{"worker", "--ttl=1s", "--log-level=debug", withKey}, strings.NewReader(""), &said, &said, environ(right))
 	}()
-	until(t, "the worker is online", func(ctx context.Context) (online bool, err error) {
+	dbtest.Until(t, "the worker is online", func(ctx context.Context) (online bool, err error) {
 		err = db.Direct.QueryRow(ctx, "SELECT EXISTS (SELECT FROM app_status)").Scan(&online)
 		return online, err
 	})

@@ -15,31 +15,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
-	"github.com/pithworks/pith/internal/resend"
 )
 
 // patience bounds what the test waits for.
 const patience = 90 * time.Second
-
-// until looks again and again for what other processes do.
-func until(t *testing.T, what string, holds func(context.Context) (bool, error)) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for {
-		ok, err := holds(ctx)
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		if ok {
-			return
-		}
-		if resend.Sleep(ctx, 50*time.Millisecond) != nil {
-			t.Fatalf("%s: not within %s", what, patience)
-		}
-	}
-}
 
 // command makes a command, which is killed when ctx ends.
 func (p program) command(ctx context.Context, args ...string) *exec.Cmd {

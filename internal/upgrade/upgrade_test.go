@@ -151,7 +151,7 @@ func TestReleasesLiveTogetherThroughAMigrationAndBack(t *testing.T) {
 		stop()
 	}
 	old.must(t, "schedule", "remove", "tick")
-	until(t, "all tasks are final", func(ctx context.Context) (done bool, err error) {
+	dbtest.Until(t, "all tasks are final", func(ctx context.Context) (done bool, err error) {
 		err = s.db.Direct.QueryRow(ctx, "SELECT NOT EXISTS (SELECT FROM task WHERE finished_at IS NULL)").Scan(&done)
 		return done, err
 	})
@@ -282,7 +282,7 @@ func (s *scene) note(task sent) {
 func (s *scene) ends(more int) {
 	s.t.Helper()
 	first := -1
-	until(s.t, fmt.Sprintf("%d more tasks end", more), func(ctx context.Context) (bool, error) {
+	dbtest.Until(s.t, fmt.Sprintf("%d more tasks end", more), func(ctx context.Context) (bool, error) {
 		var n int
 		if err := s.db.Direct.QueryRow(ctx, "SELECT count(*) FROM task WHERE finished_at IS NOT NULL").Scan(&n); err != nil {
 			return false, err
@@ -298,7 +298,7 @@ func (s *scene) ends(more int) {
 func (s *scene) busy(workers ...*worker) {
 	s.t.Helper()
 	for _, w := range workers {
-		until(s.t, "a worker of the "+w.name+" release runs tasks", func(context.Context) (bool, error) { return len(w.started(s.t)) >= 3, nil })
+		dbtest.Until(s.t, "a worker of the "+w.name+" release runs tasks", func(context.Context) (bool, error) { return len(w.started(s.t)) >= 3, nil })
 	}
 }
 
@@ -357,7 +357,7 @@ func (s *scene) kill(p program) (dead *worker) {
 	id := s.retriable(p, sleepTask, `--args={"interval": 2}`)
 	s.note(sent{id: id, want: "completed", attempts: 2})
 	var app uuid.UUID
-	until(s.t, "the task runs that may be retried", func(ctx context.Context) (bool, error) {
+	dbtest.Until(s.t, "the task runs that may be retried", func(ctx context.Context) (bool, error) {
 		var name string
 		err := s.db.Direct.QueryRow(ctx, "SELECT a.id, a.name FROM task t JOIN app_status a ON a.id = t.app_lock WHERE t.id = $1", id).Scan(&app, &name)
 		for _, w := range s.workers {
