@@ -93,7 +93,7 @@ bench-quick: ## see whether the benchmarks work; the figures mean little
 	$(BENCH) -quick $(BENCHFLAGS)
 
 CHAOS_DURATION ?= 2m
-# go run takes every failure for its own.
+# Built first: go run would turn every exit status into 1, and print it.
 .PHONY: chaos
 chaos: ## break everything for CHAOS_DURATION (2m), and judge; CHAOSFLAGS='-seed N' does the same again
 	go -C chaos build -o $(CURDIR)/bin/chaos .

@@ -27,8 +27,8 @@ import (
 // The program must call RunChild.
 type Isolation struct {
 	// Memory is how many bytes the process may have resident; it is killed within some hundredths of a second
-	// when it has more. What its own child processes have does not count. At least 64 MiB, which is about what
-	// the program itself takes; Linux only. Default: no limit.
+	// when it has more. What its own child processes have does not count. At least 64 MiB: the program
+	// itself takes some 15 of them. Linux only. Default: no limit.
 	Memory int64
 	// Time is how long an attempt may take. Then its context ends with ErrOverTime as the cause. Default: no limit.
 	Time time.Duration
@@ -54,7 +54,7 @@ var ErrOverTime = isolate.ErrOverTime
 func (i Isolation) complete() (Isolation, error) {
 	switch {
 	case i.Memory != 0 && i.Memory < leastMemory:
-		return i, fmt.Errorf("isolation: %d bytes of memory are less than the program takes: allow at least %d (64 MiB)", i.Memory, leastMemory)
+		return i, fmt.Errorf("isolation: %d bytes of memory leave a task too little beside the program: allow at least %d (64 MiB)", i.Memory, leastMemory)
 	case i.Memory != 0 && !isolate.LimitsMemory:
 		return i, errors.New("isolation: memory can be limited on Linux only")
 	case i.Time < 0 || i.StopGrace < 0:
