@@ -58,6 +58,10 @@ const (
 
 	longResource  = "long-"
 	longResources = 24 // for long ones
+
+	// pairEvery is the shortest time between two pairs of a caller, in TTLs: a pair takes 3.5 on average, so that long
+	// resources are in use for less than a third of the time, and what waits for them does not grow with the run.
+	pairEvery = 6
 )
 
 // self is this process's spec, where it is one of the fleet's.
@@ -284,6 +288,7 @@ type caller struct {
 	name   string
 	rand   *rand.Rand
 	recent []uuid.UUID
+	paired time.Time // when it last dispatched a pair
 }
 
 // callLimit is how long a caller waits for an answer.
@@ -312,7 +317,8 @@ func (c *caller) dispatch(ctx context.Context, n int) {
 	for i := range requests {
 		requests[i] = c.request(n == 1)
 	}
-	if c.rand.IntN(25) == 0 {
+	if pause := pairEvery * c.spec.TTL; time.Since(c.paired) > pause && c.rand.IntN(10) == 0 {
+		c.paired = time.Now()
 		requests = c.pair()
 		n = len(requests)
 	}

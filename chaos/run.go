@@ -42,6 +42,7 @@ func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.R
 	if err := s.direct.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&s.began); err != nil {
 		return r, fmt.Errorf("read the database's clock: %w", err)
 	}
+	r.Began = s.began
 
 	f := &fleet{dir: cfg.dir, record: record}
 	defer f.close()
@@ -59,6 +60,7 @@ func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.R
 		if err := f.add(s, sp, i%2 == 1); err != nil {
 			return r, err
 		}
+		r.Processes = append(r.Processes, sp.Name)
 	}
 
 	breaking, over := context.WithTimeout(ctx, cfg.duration)
@@ -81,14 +83,14 @@ func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.R
 	record.Add(witness.Event{Kind: witness.Calm})
 	fmt.Fprintf(progress, "%s all faults are over\n", time.Now().Format(time.TimeOnly))
 
-	// Dispatchers go on for two TTLs, so that there is something to move.
-	if err := resend.Sleep(ctx, 2*cfg.ttl); err != nil {
+	// Dispatchers and schedules go on for longer than two TTLs, so that there is something to move.
+	if err := resend.Sleep(ctx, 3*cfg.ttl); err != nil {
 		return r, err
 	}
 	if err := f.leave(ctx, leaveLimit, roleDispatcher, roleAPI); err != nil {
 		return r, err
 	}
-	if err := drain(ctx, s, progress); err != nil {
+	if err := drain(ctx, s, record, progress); err != nil {
 		return r, err
 	}
 	record.Add(witness.Event{Kind: witness.Still})
@@ -106,12 +108,13 @@ func breakThings(ctx context.Context, cfg config, progress io.Writer) (r judge.R
 }
 
 // drain waits until no task is left, or nothing more can be expected: then the judge says so.
-func drain(ctx context.Context, s *stage, progress io.Writer) error {
+func drain(ctx context.Context, s *stage, record *witness.Recorder, progress io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
 	if _, err := s.direct.Exec(ctx, "UPDATE task_schedule SET next_dispatch = NULL WHERE dispatch_interval IS NOT NULL"); err != nil {
 		return fmt.Errorf("end schedules: %w", err)
 	}
+	record.Add(witness.Event{Kind: witness.Unscheduled})
 	for {
 		var left int
 		if err := s.direct.QueryRow(ctx, `SELECT (SELECT count(*) FROM task WHERE finished_at IS NULL)

@@ -51,6 +51,10 @@ type Run struct {
 	// TTL of the workers, and how many tasks they run at the same time.
 	TTL   time.Duration `json:"ttl"`
 	Slots int           `json:"slots"`
+	// Began is when the run began by the database's clock.
+	Began time.Time `json:"began"`
+	// Processes are the names of those that dispatch tasks or run them.
+	Processes []string `json:"processes"`
 }
 
 // Violation is a broken promise.
@@ -70,10 +74,10 @@ const (
 	Final     = "final"     // each task ends in one final state, once
 	Once      = "once"      // an attempt has its effect once at most, a completed one exactly once
 	Cancel    = "cancel"    // what was acknowledged as canceled does not begin any more, and ends so
-	Schedule  = "schedule"  // each due time gives one task at most; a schedule that is due gives one
+	Schedule  = "schedule"  // each due time gives one task at most; a schedule that is due gives one, after the faults within two TTLs
 	Stuck     = "stuck"     // after the faults everything moves on within two TTLs, and ends
 	Crash     = "crash"     // no process ends by itself
-	Idle      = "idle"      // something was done at all
+	Idle      = "idle"      // something was done, by each process
 )
 
 // Rules are all rules.
@@ -111,6 +115,16 @@ func (j *judge) say(rule, format string, args ...any) {
 	j.found = append(j.found, Violation{rule, fmt.Sprintf(format, args...)})
 }
 
+// at is when the last event of a kind was; 0 if there is none.
+func (j *judge) at(kind witness.Kind) (at time.Duration) {
+	for _, e := range j.run.Events {
+		if e.Kind == kind {
+			at = e.At
+		}
+	}
+	return at
+}
+
 func final(state string) bool {
 	return state == "completed" || state == "failed" || state == "canceled" || state == "skipped"
 }
@@ -131,12 +145,20 @@ const thaw = time.Second
 // works judges that there is something to judge.
 func (j *judge) works() {
 	dispatched, effects := 0, 0
+	busy := map[string]bool{}
 	for _, e := range j.run.Events {
 		switch {
 		case e.Kind == witness.Dispatched:
 			dispatched++
+			busy[e.Process] = true
 		case e.Kind == witness.Effect && !e.Refused:
 			effects++
+			busy[e.Process] = true
+		}
+	}
+	for _, name := range j.run.Processes {
+		if !busy[name] {
+			j.say(Idle, "%s dispatched nothing and had no effect", name)
 		}
 	}
 	if dispatched == 0 || effects < dispatched/2 {
@@ -353,6 +375,16 @@ func (j *judge) schedules() {
 			of[t.Schedule] = append(of[t.Schedule], t)
 		}
 	}
+	ended := map[uuid.UUID]time.Duration{}
+	for _, c := range j.run.Changes {
+		if final(c.To) {
+			ended[c.Task] = c.At
+		}
+	}
+	calm, unscheduled := j.at(witness.Calm), j.at(witness.Unscheduled)
+	if unscheduled <= calm+2*j.run.TTL {
+		j.say(Schedule, "schedules went on for %s only after the faults, not for two TTLs", unscheduled-calm)
+	}
 	for _, e := range j.run.Events {
 		if e.Kind != witness.Scheduled {
 			continue
@@ -384,8 +416,31 @@ func (j *judge) schedules() {
 			}
 			dues[t.Due] = t.ID
 		}
+		if e.Every > 0 {
+			j.halts(e, tasks, ended, calm, unscheduled)
+		}
 	}
 	for name := range of {
 		j.say(Schedule, "tasks were dispatched by %s, which nobody has made", name)
+	}
+}
+
+// halts judges that after the faults a recurring schedule, whose tasks these are, goes on within two TTLs of when it
+// is due and its last task has ended.
+func (j *judge) halts(e witness.Event, tasks []Task, ended map[uuid.UUID]time.Duration, calm, unscheduled time.Duration) {
+	at := func(t time.Time) time.Duration { return t.Sub(j.run.Began) }
+	for i, t := range tasks {
+		end, ok := ended[t.ID]
+		if !ok {
+			return // another rule has it
+		}
+		next := unscheduled
+		if i+1 < len(tasks) {
+			next = at(tasks[i+1].CreatedAt)
+		}
+		free := max(calm, end, at(t.CreatedAt)+e.Every)
+		if late := min(next, unscheduled) - free; late > 2*j.run.TTL {
+			j.say(Schedule, "%s: nothing was dispatched for %s after task %s, which had ended", e.Name, late.Round(time.Millisecond), t.ID)
+		}
 	}
 }

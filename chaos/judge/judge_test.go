@@ -70,12 +70,17 @@ func good() judge.Run {
 		e(witness.Begun, b, 2, 12, 1, 22), e(witness.Effect, b, 2, 12, 1, 22), e(witness.Ended, b, 2, 12, 1, 22),
 		{Kind: witness.Calm},
 		e(witness.Begun, b, 2, 13, 1, 23), e(witness.Effect, b, 2, 13, 1, 23), e(witness.Ended, b, 2, 13, 1, 23),
+		// After more than two TTLs.
+		{Kind: witness.Unscheduled},
 		{Kind: witness.Still},
 	}
 	for i := range events {
 		events[i].N, events[i].At = int64(i+1), time.Duration(i+1)*100*ms
+		if i >= len(events)-2 {
+			events[i].At += 1700 * ms
+		}
 	}
-	r := judge.Run{Events: events, TTL: time.Second}
+	r := judge.Run{Events: events, TTL: time.Second, Began: noon, Processes: []string{"worker-1", "worker-2", "dispatcher-1"}}
 	states := map[int]string{4: "failed", 7: "failed", 8: "canceled", 9: "canceled"}
 	for n := 1; n <= 13; n++ {
 		state := states[n]
@@ -93,7 +98,7 @@ func good() judge.Run {
 			t.CreatedAt = t.Due.Add(900 * ms)
 		}
 		r.Tasks = append(r.Tasks, t)
-		at := time.Duration(n) * 400 * ms
+		at := time.Duration(n) * 450 * ms
 		r.Changes = append(r.Changes,
 			judge.Change{Task: id(n), To: "waiting", At: at},
 			judge.Change{Task: id(n), From: "waiting", To: "running", At: at},
@@ -227,6 +232,20 @@ func TestEachRuleFindsItsViolation(t *testing.T) {
 		}},
 		{"a schedule before its time", judge.Schedule, func(_ *testing.T, r *judge.Run) {
 			r.Tasks[10].CreatedAt = noon.Add(-time.Second)
+		}},
+		{"a schedule that halts", judge.Schedule, func(t *testing.T, r *judge.Run) {
+			event(t, r, witness.Unscheduled, 0).At += time.Second
+		}},
+		{"a schedule that halts for a while", judge.Schedule, func(t *testing.T, r *judge.Run) {
+			event(t, r, witness.Unscheduled, 0).At += 3 * time.Second
+			next := r.Tasks[12]
+			next.ID, next.Due = id(14), next.Due.Add(5*time.Second)
+			next.CreatedAt = noon.Add(event(t, r, witness.Calm, 0).At + 2600*ms)
+			r.Tasks = append(r.Tasks, next)
+		}},
+		{"a run without schedules after the faults", judge.Schedule, func(_ *testing.T, r *judge.Run) { drop(r, witness.Unscheduled) }},
+		{"a process that did nothing", judge.Idle, func(_ *testing.T, r *judge.Run) {
+			r.Processes = append(r.Processes, "worker-4")
 		}},
 		{"a schedule of nobody", judge.Schedule, func(_ *testing.T, r *judge.Run) {
 			r.Tasks[0].Schedule = "unknown"

@@ -10,16 +10,8 @@ import (
 
 // moves judges that after the faults everything moves on, and ends.
 func (j *judge) moves() {
-	var calm, still time.Duration
-	for _, e := range j.run.Events {
-		switch e.Kind {
-		case witness.Calm:
-			calm = e.At
-		case witness.Still:
-			still = e.At
-		}
-	}
-	if still == 0 {
+	calm := j.at(witness.Calm)
+	if j.at(witness.Still) == 0 {
 		j.say(Stuck, "the run has no end")
 		return
 	}

@@ -58,6 +58,8 @@ const (
 	Crashed   Kind = "crashed"
 	// Calm: all faults are over.
 	Calm Kind = "calm"
+	// Unscheduled: no schedule is due again any more.
+	Unscheduled Kind = "unscheduled"
 	// Still: Calm was long ago, and the run ends.
 	Still Kind = "still"
 )
