@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -30,7 +31,11 @@ const (
 
 	selectBlockers = `SELECT coalesce(a.pid, 0), coalesce(a.usename, '')::text, coalesce(a.application_name, ''), coalesce(a.state, ''),
 			coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8, coalesce(left(a.query, 200), '')
-		FROM (SELECT DISTINCT u.pid FROM unnest(pg_blocking_pids($1)) u (pid)) b LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+		FROM (
+			SELECT DISTINCT u.pid
+			FROM (SELECT $1::int AS pid UNION ALL SELECT pid FROM pg_stat_activity WHERE query = $2 AND state = 'active') m,
+				unnest(pg_blocking_pids(m.pid)) u (pid)
+		) b LEFT JOIN pg_stat_activity a ON a.pid = b.pid
 		ORDER BY a.xact_start, a.pid LIMIT 5`
 
 	selectMigrator = `SELECT locked_by, extract(epoch FROM now() - locked_at)::float8 FROM goose_lock WHERE locked AND lease_expires_at > now()`
@@ -122,6 +127,7 @@ type bounded struct {
 	driver.Connector
 	limit time.Duration
 	watch *watch
+	log   *slog.Logger
 }
 
 // Connect makes one.
@@ -151,10 +157,30 @@ func (c *boundedConn) BeginTx(ctx context.Context, opts driver.TxOptions) (drive
 	if _, err = c.Conn.Conn().Exec(ctx, fmt.Sprintf(boundWaits, c.of.limit.Milliseconds())); err == nil {
 		var pid int32
 		if err = c.Conn.Conn().QueryRow(ctx, selectPID).Scan(&pid); err == nil {
-			return watchedTx{tx, c.of.watch.begin(ctx, pid)}, nil
+			return watchedTx{tx, c.of.watch.begin(ctx, pid, "", nil)}, nil
 		}
 	}
 	return nil, errors.Join(fmt.Errorf("bound the waits for locks: %w", err), tx.Rollback())
+}
+
+// againAfter is the time between two words about a wait that goes on.
+const againAfter = 30 * time.Second
+
+// ExecContext executes a statement. One that works concurrently waits without a bound for transactions that are older
+// than it, and blocks nobody meanwhile; a watcher tells for whom it waits.
+func (c *boundedConn) ExecContext(ctx context.Context, text string, args []driver.NamedValue) (driver.Result, error) {
+	if strings.Contains(text, " CONCURRENTLY ") {
+		said := time.Now().Add(c.of.limit - againAfter)
+		end := c.of.watch.begin(ctx, 0, text, func(by []Blocker) {
+			if time.Since(said) >= againAfter {
+				said = time.Now()
+				c.of.log.Warn("migration waits for older transactions, and blocks nobody meanwhile", "waits_for", describe(by),
+					"statement", strings.Join(strings.Fields(text), " "))
+			}
+		})
+		defer end()
+	}
+	return c.Conn.ExecContext(ctx, text, args)
 }
 
 type watchedTx struct {
@@ -174,7 +200,7 @@ func (t watchedTx) Rollback() error {
 	return t.Tx.Rollback()
 }
 
-// watch looks, while a transaction runs, who keeps it from its locks. It looks often, for a pooler whose connections all
+// watch looks, while a transaction or a statement runs, who keeps it from its locks. It looks often, for a pooler whose connections all
 // wait behind the transaction soon has none left for a look: then nobody is seen.
 type watch struct {
 	pool  *pgxpool.Pool
@@ -187,8 +213,9 @@ type watch struct {
 // lookTimeout bounds one look.
 const lookTimeout = 5 * time.Second
 
-// begin watches the transaction of a server process until the answered function is called.
-func (w *watch) begin(ctx context.Context, pid int32) (end func()) {
+// begin watches the transaction of a server process, or a statement that is outside of one and so of whatever process the
+// pooler chose, until the answered function is called. Whom it sees goes to tell, too, unless that is nil.
+func (w *watch) begin(ctx context.Context, pid int32, statement string, tell func([]Blocker)) (end func()) {
 	w.saw(nil)
 	waiting, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
@@ -196,8 +223,11 @@ func (w *watch) begin(ctx context.Context, pid int32) (end func()) {
 		defer close(ended)
 		// The end of the watch breaks off a pause, not a look: that would cost its connection.
 		for resend.Sleep(waiting, w.every) == nil {
-			if list, err := w.look(ctx, pid); err == nil && len(list) > 0 {
+			if list, err := w.look(ctx, pid, statement); err == nil && len(list) > 0 {
 				w.saw(list)
+				if tell != nil {
+					tell(list)
+				}
 			}
 		}
 	}()
@@ -207,11 +237,11 @@ func (w *watch) begin(ctx context.Context, pid int32) (end func()) {
 	}
 }
 
-func (w *watch) look(ctx context.Context, pid int32) ([]Blocker, error) {
+func (w *watch) look(ctx context.Context, pid int32, statement string) ([]Blocker, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	// An error of the query itself shows when its rows are read.
-	rows, _ := w.pool.Query(ctx, selectBlockers, pid)
+	rows, _ := w.pool.Query(ctx, selectBlockers, pid, statement)
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocker, err error) {
 		var open float64
 		err = row.Scan(&b.PID, &b.Role, &b.Application, &b.State, &open, &b.Query)

@@ -251,6 +251,35 @@ func TestMigrationThatStaysBlockedNamesWhoAndTheRemedy(t *testing.T) {
 	}
 }
 
+func TestIndexThatIsBuiltConcurrentlySaysForWhomItWaits(t *testing.T) {
+	t.Parallel()
+	for _, via := range []string{"direct", "pooled"} {
+		t.Run(via, func(t *testing.T) {
+			t.Parallel()
+			db := dbtest.New(t)
+			p := db.Direct
+			if via == "pooled" {
+				p = through(db)
+			}
+			m, log := waiting(t, p, migrate.Config{}, with(t,
+				"-- +goose NO TRANSACTION\nCREATE INDEX CONCURRENTLY future ON task (priority);", "DROP INDEX CONCURRENTLY future;"))
+			for _, change := range []func(context.Context) error{m.Up, m.Down} {
+				pid, release := neighbor(t, db)
+				ended := make(chan error, 1)
+				go func() { ended <- change(t.Context()) }()
+				line := log.await(t, "waits for older transactions")
+				if !strings.Contains(line, fmt.Sprintf("pid %d (role pith", pid)) || !strings.Contains(line, "INDEX CONCURRENTLY future") {
+					t.Errorf("neither %d nor the statement is named: %s", pid, line)
+				}
+				release()
+				if err := <-ended; err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestDeadlockedMigrationTriesAgain(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)

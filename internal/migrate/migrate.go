@@ -168,7 +168,7 @@ func (m *Migrator) run(ctx context.Context, what string, do func(*goose.Provider
 	if cfg.BeforeConnect != nil {
 		options = append(options, stdlib.OptionBeforeConnect(cfg.BeforeConnect))
 	}
-	db := sql.OpenDB(bounded{stdlib.GetConnector(*cfg.ConnConfig, options...), m.cfg.LockTimeout, m.watch})
+	db := sql.OpenDB(bounded{stdlib.GetConnector(*cfg.ConnConfig, options...), m.cfg.LockTimeout, m.watch, m.cfg.Log})
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if err := db.PingContext(ctx); err != nil {
 		return fmt.Errorf("connect to the database: %w", err)

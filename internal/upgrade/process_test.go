@@ -173,7 +173,7 @@ func (p program) migration(t *testing.T, blocked func(line string), args ...stri
 	}
 	for lines := bufio.NewScanner(errOut); lines.Scan(); {
 		said.WriteString(lines.Text() + "\n")
-		if strings.Contains(lines.Text(), "trying again") {
+		if strings.Contains(lines.Text(), "trying again") || strings.Contains(lines.Text(), "waits for older transactions") {
 			blocked(lines.Text())
 		}
 	}
