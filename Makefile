@@ -29,6 +29,8 @@ GO_TEST       = go test -shuffle=on -timeout 10m -p 2 $(if $(RACE),-race) $(TEST
 OUR_MODULES   = tools/pooler deploy/rdsiam bench chaos
 MODULES       = . tools tools/lint tools/vuln $(OUR_MODULES)
 POOLER       := .cache/tools/pooler-$(GO_VERSION)
+# Pulp's clients are Python programs, in an environment of their own.
+CLIENTS      := .cache/clients-$(shell sha256sum <internal/clients/requirements.txt | cut -c1-12)
 
 .PHONY: help
 help: ## list the targets
@@ -68,6 +70,10 @@ test-in-engine: $(POOLER)
 .PHONY: test-modules
 test-modules: ## vet and test the modules of their own; bench-quick measures the scenarios
 	@for module in $(OUR_MODULES); do echo "go -C $$module test ./..."; go -C $$module vet ./...; go -C $$module test $(TESTFLAGS) ./...; done
+
+.PHONY: test-clients
+test-clients: $(CLIENTS)/complete ## drive the REST API with Pulp's own clients
+	PITH_TEST_CLIENTS=$(CURDIR)/$(CLIENTS) go test -count=1 -timeout 15m $(TESTFLAGS) ./internal/clients
 
 .PHONY: race
 race: ## run the whole suite behind PgBouncer with the race detector
@@ -135,6 +141,14 @@ lint: $(GOLANGCI) ## lint the Go code
 model: ## check the models of the queue and of the leases with spin
 	docs/model/check.sh
 
+# What npm has under that version is what is committed: `git diff` shows what a new one changes.
+SWAGGER_UI := 5.35.0
+.PHONY: assets
+assets: ## fetch the files of the REST API's documentation page
+	npm pack --silent --pack-destination .cache swagger-ui-dist@$(SWAGGER_UI)
+	tar -xzf .cache/swagger-ui-dist-$(SWAGGER_UI).tgz -C api/assets --strip-components=1 \
+	  package/swagger-ui-bundle.js package/swagger-ui-bundle.js.LICENSE.txt package/swagger-ui.css package/LICENSE package/NOTICE
+
 .PHONY: vuln
 vuln: $(GOVULNCHECK) ## look for known vulnerabilities in what the code calls
 	.ci/vuln $(GOVULNCHECK) . $(OUR_MODULES)
@@ -171,3 +185,10 @@ $(GOVULNCHECK): tools/vuln/go.mod tools/vuln/go.sum
 
 $(POOLER): tools/pooler/go.mod tools/pooler/go.sum $(wildcard tools/pooler/*.go)
 	$(call build-tool,tools/pooler,.)
+
+$(CLIENTS)/complete:
+	@rm -rf $(@D)
+	python3 -m venv $(@D) || { echo 'python3 with its module venv is needed' >&2; exit 1; }
+	$(@D)/bin/pip --quiet --disable-pip-version-check install -r internal/clients/requirements.txt || \
+		{ echo 'the clients cannot be installed: is the Python package index in reach?' >&2; exit 1; }
+	@touch $@

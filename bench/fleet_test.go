@@ -51,7 +51,7 @@ func TestTallyCountsEachKindUntilItIsStopped(t *testing.T) {
 		_ = resend.Sleep(t.Context(), 250*time.Millisecond)
 		send(db.TaskTurn)
 		send(db.AppStatusBeat)
-		send(db.TaskGet)
+		send(db.TaskRead)
 		y.stop()
 		send(db.AppStatusRegister)
 		if got := y.sent[0]; len(got) != 3 || got[0] != 1 || got[2] != 1 {

@@ -131,6 +131,92 @@ func (q *Queries) AppStatusList(ctx context.Context, db DBTX, arg AppStatusListP
 	return items, nil
 }
 
+const AppStatusOnline = `-- name: AppStatusOnline :many
+SELECT a.app_type::text AS app_type, a.name, a.versions, a.last_heartbeat FROM app_status a
+WHERE a.last_heartbeat + a.ttl >= now() ORDER BY a.name, a.id
+`
+
+type AppStatusOnlineRow struct {
+	AppType       string
+	Name          string
+	Versions      json.RawMessage
+	LastHeartbeat pgtype.Timestamptz
+}
+
+// All processes that are online, by name.
+func (q *Queries) AppStatusOnline(ctx context.Context, db DBTX) ([]AppStatusOnlineRow, error) {
+	rows, err := db.Query(ctx, AppStatusOnline)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AppStatusOnlineRow
+	for rows.Next() {
+		var i AppStatusOnlineRow
+		if err := rows.Scan(
+			&i.AppType,
+			&i.Name,
+			&i.Versions,
+			&i.LastHeartbeat,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const AppStatusRead = `-- name: AppStatusRead :many
+SELECT a.id, a.name, a.versions, a.created_at, a.last_heartbeat,
+    (SELECT t.id FROM task t WHERE t.app_lock = a.id AND t.state = 'running' ORDER BY t.started_at DESC LIMIT 1)::uuid AS current_task
+FROM app_status a WHERE a.id = ANY ($1::uuid[]) AND a.app_type = ($2::text)::app_type
+`
+
+type AppStatusReadParams struct {
+	IDs     []pgtype.UUID
+	AppType string
+}
+
+type AppStatusReadRow struct {
+	ID            pgtype.UUID
+	Name          string
+	Versions      json.RawMessage
+	CreatedAt     pgtype.Timestamptz
+	LastHeartbeat pgtype.Timestamptz
+	CurrentTask   pgtype.UUID
+}
+
+// These processes, with the task that each one runs, the newest if several.
+func (q *Queries) AppStatusRead(ctx context.Context, db DBTX, arg AppStatusReadParams) ([]AppStatusReadRow, error) {
+	rows, err := db.Query(ctx, AppStatusRead, arg.IDs, arg.AppType)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AppStatusReadRow
+	for rows.Next() {
+		var i AppStatusReadRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.Versions,
+			&i.CreatedAt,
+			&i.LastHeartbeat,
+			&i.CurrentTask,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const AppStatusRegister = `-- name: AppStatusRegister :one
 SELECT r.online::int AS online, r.housekeepers::int AS housekeepers
 FROM app_register($1::uuid, ($2::text)::app_type, $3::text, ($4::text)::jsonb, $5::text[],

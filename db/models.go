@@ -146,6 +146,42 @@ func AllTaskStateValues() []TaskState {
 	}
 }
 
+// The key with which the processes of the REST API sign links that need no credentials.
+type APISecret struct {
+	Sole   bool
+	Secret []byte
+}
+
+// Tasks as lists of the REST API select them.
+type APITask struct {
+	ID          pgtype.UUID
+	State       TaskState
+	Name        string
+	LoggingCid  string
+	CreatedAt   pgtype.Timestamptz
+	UnblockedAt pgtype.Timestamptz
+	StartedAt   pgtype.Timestamptz
+	FinishedAt  pgtype.Timestamptz
+	ParentTask  pgtype.UUID
+	TaskGroup   pgtype.UUID
+	Reserved    string
+}
+
+// Tasks in other states than completed, some twice: by indexes that do not have the completed ones.
+type APITaskState struct {
+	State string
+	ID    pgtype.UUID
+}
+
+// Workers as lists of the REST API select them.
+type APIWorker struct {
+	ID            pgtype.UUID
+	Name          string
+	CreatedAt     pgtype.Timestamptz
+	LastHeartbeat pgtype.Timestamptz
+	Online        bool
+}
+
 // How many processes of each type are online, so that a beat need not count them. A beat or a registration that finds the count older than a second counts anew, so nobody learns of one that is much older; no row: nobody has registered yet.
 type AppFleet struct {
 	AppType AppType
@@ -176,6 +212,22 @@ type AppStatus struct {
 	LastHeartbeat pgtype.Timestamptz
 	// Counts registrations of any type, so that one knows how many came after the last count of the fleet.
 	Ordinal pgtype.Int8
+}
+
+// Who may use the REST API.
+type AuthUser struct {
+	ID       int32
+	Username string
+	// A bcrypt hash; empty: nobody can log in.
+	Password  string
+	FirstName string
+	LastName  string
+	Email     string
+	IsStaff   bool
+	IsActive  bool
+	// May do everything that can be done.
+	IsSuperuser bool
+	DateJoined  pgtype.Timestamptz
 }
 
 type CreatedResource struct {
@@ -261,6 +313,14 @@ type TaskKind struct {
 	Backoff pgtype.Interval
 }
 
+// Profiles of the last attempts of tasks that were dispatched with the wish for them.
+type TaskProfile struct {
+	TaskID pgtype.UUID
+	// memory_profile, cpu_profile or heap_profile.
+	Name string
+	Data []byte
+}
+
 // The queue of each resource: one row per resource that an unfinished, queued task reserves. Granted rows stand before all others. The share of a domain has a row only while an exclusive reservation of that domain is queued.
 type TaskReservation struct {
 	Resource string
@@ -298,4 +358,17 @@ type TaskUsage struct {
 	PeakMemory int64
 	// Processor time of the process and of those that it has waited for.
 	CpuSeconds float64
+}
+
+// What users may do: a role on one object, or on all.
+type UserRole struct {
+	ID     pgtype.UUID
+	UserID int32
+	// One of the roles that the program knows, such as core.task_owner.
+	Role string
+	// The model of the object, such as core.task; empty: the role is for all objects of its permissions.
+	Model string
+	// The key of the object, as its PRN ends. No foreign key: what deletes the object deletes its roles.
+	Object    string
+	CreatedAt pgtype.Timestamptz
 }

@@ -81,27 +81,72 @@ func (q *Queries) TaskCancel(ctx context.Context, db DBTX, ids []pgtype.UUID) ([
 }
 
 const TaskChildren = `-- name: TaskChildren :many
-SELECT t.id FROM task t WHERE t.parent_task = $1::uuid ORDER BY t.id LIMIT 1000
+SELECT p.id::uuid AS parent, c.id FROM unnest($1::uuid[]) p (id)
+CROSS JOIN LATERAL (SELECT t.id FROM task t WHERE t.parent_task = p.id ORDER BY t.id LIMIT 1000) c
 `
 
-func (q *Queries) TaskChildren(ctx context.Context, db DBTX, parent pgtype.UUID) ([]pgtype.UUID, error) {
-	rows, err := db.Query(ctx, TaskChildren, parent)
+type TaskChildrenRow struct {
+	Parent pgtype.UUID
+	ID     pgtype.UUID
+}
+
+// The children of these tasks, of each the oldest thousand.
+func (q *Queries) TaskChildren(ctx context.Context, db DBTX, parents []pgtype.UUID) ([]TaskChildrenRow, error) {
+	rows, err := db.Query(ctx, TaskChildren, parents)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []pgtype.UUID
+	var items []TaskChildrenRow
 	for rows.Next() {
-		var id pgtype.UUID
-		if err := rows.Scan(&id); err != nil {
+		var i TaskChildrenRow
+		if err := rows.Scan(&i.Parent, &i.ID); err != nil {
 			return nil, err
 		}
-		items = append(items, id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
 	return items, nil
+}
+
+const TaskCount = `-- name: TaskCount :one
+SELECT (SELECT count(*) FROM task) AS everything, (SELECT count(DISTINCT s.id) FROM api_task_state s) AS rare
+`
+
+type TaskCountRow struct {
+	Everything int64
+	Rare       int64
+}
+
+// How many tasks there are, and how many of them are in other states than completed. It reads the rows of no completed task.
+func (q *Queries) TaskCount(ctx context.Context, db DBTX) (TaskCountRow, error) {
+	row := db.QueryRow(ctx, TaskCount)
+	var i TaskCountRow
+	err := row.Scan(&i.Everything, &i.Rare)
+	return i, err
+}
+
+const TaskDelete = `-- name: TaskDelete :one
+WITH family AS MATERIALIZED (
+    SELECT t.id, t.finished_at FROM task t WHERE t.id = $1::uuid OR t.parent_task = $1::uuid ORDER BY t.id FOR NO KEY UPDATE
+), gone AS (
+    DELETE FROM task t WHERE t.id = $1::uuid AND t.finished_at IS NOT NULL AND (SELECT count(*) FROM family) > 0
+    RETURNING t.id
+), roles AS (
+    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text
+)
+SELECT EXISTS (SELECT FROM gone)::bool AS deleted FROM family f WHERE f.id = $1::uuid
+`
+
+// Deletes a task that is final, with the roles on it. The foreign key takes the parent from its children: all are locked in
+// the order of their ids before. No row: there is no such task.
+func (q *Queries) TaskDelete(ctx context.Context, db DBTX, id pgtype.UUID) (bool, error) {
+	row := db.QueryRow(ctx, TaskDelete, id)
+	var deleted bool
+	err := row.Scan(&deleted)
+	return deleted, err
 }
 
 const TaskDispatch = `-- name: TaskDispatch :many
@@ -201,52 +246,6 @@ func (q *Queries) TaskEnqueueDue(ctx context.Context, db DBTX, most int32) (int3
 	return column_1, err
 }
 
-const TaskGet = `-- name: TaskGet :one
-SELECT t.id, t.seq, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at, t.app_lock, t.kind, t.rank, t.attempt, t.state, t.blocked_on, t.priority, t.immediate, t.deferred, t.reserved_resources_record, t.logging_cid, t.parent_task, t.task_group, t.args, t.result, t.error, k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
-WHERE t.id = $1::uuid
-`
-
-type TaskGetRow struct {
-	Task        Task
-	Name        string
-	Versions    json.RawMessage
-	MaxAttempts int16
-}
-
-func (q *Queries) TaskGet(ctx context.Context, db DBTX, id pgtype.UUID) (TaskGetRow, error) {
-	row := db.QueryRow(ctx, TaskGet, id)
-	var i TaskGetRow
-	err := row.Scan(
-		&i.Task.ID,
-		&i.Task.Seq,
-		&i.Task.CreatedAt,
-		&i.Task.NotBefore,
-		&i.Task.UnblockedAt,
-		&i.Task.StartedAt,
-		&i.Task.FinishedAt,
-		&i.Task.AppLock,
-		&i.Task.Kind,
-		&i.Task.Rank,
-		&i.Task.Attempt,
-		&i.Task.State,
-		&i.Task.BlockedOn,
-		&i.Task.Priority,
-		&i.Task.Immediate,
-		&i.Task.Deferred,
-		&i.Task.ReservedResourcesRecord,
-		&i.Task.LoggingCid,
-		&i.Task.ParentTask,
-		&i.Task.TaskGroup,
-		&i.Task.Args,
-		&i.Task.Result,
-		&i.Task.Error,
-		&i.Name,
-		&i.Versions,
-		&i.MaxAttempts,
-	)
-	return i, err
-}
-
 const TaskList = `-- name: TaskList :many
 SELECT t.id, t.seq, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at, t.app_lock, t.kind, t.rank, t.attempt, t.state, t.blocked_on, t.priority, t.immediate, t.deferred, t.reserved_resources_record, t.logging_cid, t.parent_task, t.task_group, t.args, t.result, t.error, k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
 WHERE (cardinality($1::text[]) = 0 OR t.state = ANY (($1::text[])::task_state[]))
@@ -340,6 +339,9 @@ WITH page AS (
 ), old AS MATERIALIZED (
     SELECT p.id FROM page p
     WHERE p.finished_at < $3::timestamptz AND p.state = ANY (($4::text[])::task_state[])
+      AND ($5::int IS NULL OR EXISTS (
+          SELECT FROM user_role r WHERE r.user_id = $5::int AND r.role = 'core.task_owner'
+            AND (r.model = '' OR (r.model = 'core.task' AND r.object = p.id::text))))
 ), family AS MATERIALIZED (
     -- The foreign key takes the parent from the children: lock all in the order of their ids before.
     SELECT t.id FROM task t
@@ -347,9 +349,14 @@ WITH page AS (
     ORDER BY t.id FOR NO KEY UPDATE
 ), gone AS (
     DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
-    RETURNING 1
+    RETURNING t.id
+), roles AS (
+    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text RETURNING 1
 )
-SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last
+SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last,
+    (SELECT count(*) FROM progress_report r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS reports,
+    (SELECT count(*) FROM created_resource r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS created,
+    (SELECT count(*) FROM roles)::int AS roles
 `
 
 type TaskPurgeParams struct {
@@ -357,24 +364,36 @@ type TaskPurgeParams struct {
 	Most           int32
 	FinishedBefore pgtype.Timestamptz
 	States         []string
+	Owner          pgtype.Int4
 }
 
 type TaskPurgeRow struct {
 	Deleted int32
 	Last    pgtype.UUID
+	Reports int32
+	Created int32
+	Roles   int32
 }
 
 // Looks at the next tasks by age, up to most of them, and deletes those that are final, in these states
-// and finished before the time. Answers where to go on: the last id it looked at, null at the end.
+// and finished before the time, with the roles on them; of a user only those that they own. Answers where to go on: the
+// last id it looked at, null at the end.
 func (q *Queries) TaskPurge(ctx context.Context, db DBTX, arg TaskPurgeParams) (TaskPurgeRow, error) {
 	row := db.QueryRow(ctx, TaskPurge,
 		arg.After,
 		arg.Most,
 		arg.FinishedBefore,
 		arg.States,
+		arg.Owner,
 	)
 	var i TaskPurgeRow
-	err := row.Scan(&i.Deleted, &i.Last)
+	err := row.Scan(
+		&i.Deleted,
+		&i.Last,
+		&i.Reports,
+		&i.Created,
+		&i.Roles,
+	)
 	return i, err
 }
 
@@ -430,6 +449,66 @@ func (q *Queries) TaskQueuePlaces(ctx context.Context, db DBTX, id pgtype.UUID) 
 			&i.HolderStartedAt,
 			&i.Worker,
 			&i.WorkerName,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const TaskRead = `-- name: TaskRead :many
+SELECT t.id, t.seq, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at, t.app_lock, t.kind, t.rank, t.attempt, t.state, t.blocked_on, t.priority, t.immediate, t.deferred, t.reserved_resources_record, t.logging_cid, t.parent_task, t.task_group, t.args, t.result, t.error, k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+WHERE t.id = ANY ($1::uuid[])
+`
+
+type TaskReadRow struct {
+	Task        Task
+	Name        string
+	Versions    json.RawMessage
+	MaxAttempts int16
+}
+
+// These tasks.
+func (q *Queries) TaskRead(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskReadRow, error) {
+	rows, err := db.Query(ctx, TaskRead, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskReadRow
+	for rows.Next() {
+		var i TaskReadRow
+		if err := rows.Scan(
+			&i.Task.ID,
+			&i.Task.Seq,
+			&i.Task.CreatedAt,
+			&i.Task.NotBefore,
+			&i.Task.UnblockedAt,
+			&i.Task.StartedAt,
+			&i.Task.FinishedAt,
+			&i.Task.AppLock,
+			&i.Task.Kind,
+			&i.Task.Rank,
+			&i.Task.Attempt,
+			&i.Task.State,
+			&i.Task.BlockedOn,
+			&i.Task.Priority,
+			&i.Task.Immediate,
+			&i.Task.Deferred,
+			&i.Task.ReservedResourcesRecord,
+			&i.Task.LoggingCid,
+			&i.Task.ParentTask,
+			&i.Task.TaskGroup,
+			&i.Task.Args,
+			&i.Task.Result,
+			&i.Task.Error,
+			&i.Name,
+			&i.Versions,
+			&i.MaxAttempts,
 		); err != nil {
 			return nil, err
 		}

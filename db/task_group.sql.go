@@ -85,6 +85,41 @@ func (q *Queries) TaskGroupGet(ctx context.Context, db DBTX, id pgtype.UUID) (Ta
 	return i, err
 }
 
+const TaskGroupPermitted = `-- name: TaskGroupPermitted :one
+SELECT count(*)::int AS tasks,
+    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($2::text[])
+        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS visible,
+    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($3::text[])
+        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS permitted
+FROM task t WHERE t.task_group = $4::uuid
+`
+
+type TaskGroupPermittedParams struct {
+	UserID    int32
+	View      []string
+	Roles     []string
+	TaskGroup pgtype.UUID
+}
+
+type TaskGroupPermittedRow struct {
+	Tasks     int32
+	Visible   int32
+	Permitted int32
+}
+
+// How many tasks a group has, and on how many of them a user has one of the roles to view them, and one of these roles.
+func (q *Queries) TaskGroupPermitted(ctx context.Context, db DBTX, arg TaskGroupPermittedParams) (TaskGroupPermittedRow, error) {
+	row := db.QueryRow(ctx, TaskGroupPermitted,
+		arg.UserID,
+		arg.View,
+		arg.Roles,
+		arg.TaskGroup,
+	)
+	var i TaskGroupPermittedRow
+	err := row.Scan(&i.Tasks, &i.Visible, &i.Permitted)
+	return i, err
+}
+
 const TaskGroupUnfinished = `-- name: TaskGroupUnfinished :many
 SELECT t.id FROM task t WHERE t.task_group = $1::uuid AND t.state IN ('waiting', 'running') AND t.id > $2::uuid
 ORDER BY t.id LIMIT $3::int
@@ -110,6 +145,50 @@ func (q *Queries) TaskGroupUnfinished(ctx context.Context, db DBTX, arg TaskGrou
 			return nil, err
 		}
 		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const TaskOfGroup = `-- name: TaskOfGroup :many
+SELECT t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
+FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = $1::uuid ORDER BY t.id
+`
+
+type TaskOfGroupRow struct {
+	ID          pgtype.UUID
+	State       string
+	Name        string
+	CreatedAt   pgtype.Timestamptz
+	UnblockedAt pgtype.Timestamptz
+	StartedAt   pgtype.Timestamptz
+	FinishedAt  pgtype.Timestamptz
+}
+
+// The tasks of a group, by age.
+func (q *Queries) TaskOfGroup(ctx context.Context, db DBTX, taskGroup pgtype.UUID) ([]TaskOfGroupRow, error) {
+	rows, err := db.Query(ctx, TaskOfGroup, taskGroup)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskOfGroupRow
+	for rows.Next() {
+		var i TaskOfGroupRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.State,
+			&i.Name,
+			&i.CreatedAt,
+			&i.UnblockedAt,
+			&i.StartedAt,
+			&i.FinishedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

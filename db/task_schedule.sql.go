@@ -145,6 +145,63 @@ func (q *Queries) TaskScheduleList(ctx context.Context, db DBTX, arg TaskSchedul
 	return items, nil
 }
 
+const TaskScheduleNamed = `-- name: TaskScheduleNamed :one
+SELECT EXISTS (SELECT FROM task_schedule WHERE name = $1::text)::bool
+`
+
+// Whether there is a schedule of this name.
+func (q *Queries) TaskScheduleNamed(ctx context.Context, db DBTX, name string) (bool, error) {
+	row := db.QueryRow(ctx, TaskScheduleNamed, name)
+	var column_1 bool
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
+const TaskScheduleRead = `-- name: TaskScheduleRead :many
+SELECT s.id, s.name, s.task_name, s.next_dispatch, s.last_task, s.created_at,
+    coalesce(extract(epoch FROM s.dispatch_interval), 0)::float8 AS interval_seconds
+FROM task_schedule s WHERE s.id = ANY ($1::uuid[])
+`
+
+type TaskScheduleReadRow struct {
+	ID              pgtype.UUID
+	Name            string
+	TaskName        string
+	NextDispatch    pgtype.Timestamptz
+	LastTask        pgtype.UUID
+	CreatedAt       pgtype.Timestamptz
+	IntervalSeconds float64
+}
+
+// These schedules.
+func (q *Queries) TaskScheduleRead(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskScheduleReadRow, error) {
+	rows, err := db.Query(ctx, TaskScheduleRead, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskScheduleReadRow
+	for rows.Next() {
+		var i TaskScheduleReadRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.TaskName,
+			&i.NextDispatch,
+			&i.LastTask,
+			&i.CreatedAt,
+			&i.IntervalSeconds,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const TaskScheduleRemove = `-- name: TaskScheduleRemove :execrows
 DELETE FROM task_schedule WHERE name = $1::text
 `

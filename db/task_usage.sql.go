@@ -11,20 +11,32 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-const TaskUsageGet = `-- name: TaskUsageGet :one
-SELECT attempt, peak_memory, cpu_seconds FROM task_usage WHERE task_id = $1::uuid
+const TaskUsageList = `-- name: TaskUsageList :many
+SELECT task_id, attempt, peak_memory, cpu_seconds FROM task_usage WHERE task_id = ANY ($1::uuid[])
 `
 
-type TaskUsageGetRow struct {
-	Attempt    int32
-	PeakMemory int64
-	CpuSeconds float64
-}
-
-// What the last attempt took that ran in a process of its own.
-func (q *Queries) TaskUsageGet(ctx context.Context, db DBTX, taskID pgtype.UUID) (TaskUsageGetRow, error) {
-	row := db.QueryRow(ctx, TaskUsageGet, taskID)
-	var i TaskUsageGetRow
-	err := row.Scan(&i.Attempt, &i.PeakMemory, &i.CpuSeconds)
-	return i, err
+// What the last attempts of these tasks took that ran in processes of their own.
+func (q *Queries) TaskUsageList(ctx context.Context, db DBTX, taskIds []pgtype.UUID) ([]TaskUsage, error) {
+	rows, err := db.Query(ctx, TaskUsageList, taskIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskUsage
+	for rows.Next() {
+		var i TaskUsage
+		if err := rows.Scan(
+			&i.TaskID,
+			&i.Attempt,
+			&i.PeakMemory,
+			&i.CpuSeconds,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

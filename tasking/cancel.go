@@ -2,7 +2,9 @@ package tasking
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -133,33 +135,72 @@ const purgeWindow = 2000
 // Purge deletes final tasks in these states that finished before a time, with their progress reports
 // and created-resource records, in bounded statements. It answers how many.
 func (c *Client) Purge(ctx context.Context, finishedBefore time.Time, states ...State) (int, error) {
-	var in []string
-	for _, s := range states {
-		if !s.Final() {
-			return 0, fmt.Errorf("purge: %w", invalid("state %q is not final", s))
-		}
-		in = append(in, string(s))
-	}
-	if len(in) == 0 {
-		return 0, fmt.Errorf("purge: %w", invalid("no states are named"))
-	}
-	slices.Sort(in)
 	deleted := 0
-	after := pgUUID(uuid.Nil)
-	for {
-		// A statement that is sent twice deletes the second time what the first one has left.
-		page, err := send(ctx, "purge", func(ctx context.Context) (db.TaskPurgeRow, error) {
-			return c.q.TaskPurge(ctx, c.db, db.TaskPurgeParams{
-				After: after, Most: purgeWindow, FinishedBefore: pgtype.Timestamptz{Time: finishedBefore, Valid: true}, States: in,
-			})
-		})
+	for page, err := range c.Purging(ctx, Purge{FinishedBefore: finishedBefore, States: states}) {
+		deleted += page.Tasks
 		if err != nil {
 			return deleted, err
 		}
-		deleted += int(page.Deleted)
-		if !page.Last.Valid {
-			return deleted, nil
-		}
-		after = page.Last
 	}
+	return deleted, nil
+}
+
+// Purge says which tasks are to be purged.
+type Purge struct {
+	FinishedBefore time.Time `json:"finished_before"`
+	States         []State   `json:"states"`
+	// Owner is the id of a user of the REST API: only tasks that the user owns are purged. Default: all.
+	Owner int `json:"owner,omitempty"`
+}
+
+// Purged counts the rows that were deleted.
+type Purged struct{ Tasks, Reports, Created, Roles int }
+
+// Purging purges page by page, and tells of each. An error is the last that it tells.
+func (c *Client) Purging(ctx context.Context, p Purge) iter.Seq2[Purged, error] {
+	return func(yield func(Purged, error) bool) {
+		var in []string
+		for _, s := range p.States {
+			if !s.Final() {
+				yield(Purged{}, fmt.Errorf("purge: %w", invalid("state %q is not final", s)))
+				return
+			}
+			in = append(in, string(s))
+		}
+		if len(in) == 0 {
+			yield(Purged{}, fmt.Errorf("purge: %w", invalid("no states are named")))
+			return
+		}
+		slices.Sort(in)
+		for after := pgUUID(uuid.Nil); after.Valid; {
+			// A statement that is sent twice deletes the second time what the first one has left.
+			page, err := send(ctx, "purge", func(ctx context.Context) (db.TaskPurgeRow, error) {
+				return c.q.TaskPurge(ctx, c.db, db.TaskPurgeParams{
+					After: after, Most: purgeWindow, FinishedBefore: pgtype.Timestamptz{Time: p.FinishedBefore, Valid: true}, States: in,
+					Owner: pgtype.Int4{Int32: int32(p.Owner), Valid: p.Owner != 0},
+				})
+			})
+			if !yield(Purged{Tasks: int(page.Deleted), Reports: int(page.Reports), Created: int(page.Created), Roles: int(page.Roles)}, err) || err != nil {
+				return
+			}
+			after = page.Last
+		}
+	}
+}
+
+// Delete deletes a final task with its progress reports and created-resource records. ErrNotFound: there is none;
+// ErrUnfinished: it is not final.
+func (c *Client) Delete(ctx context.Context, id uuid.UUID) error {
+	sends := 0
+	deleted, err := send(ctx, "delete task "+id.String(), func(ctx context.Context) (bool, error) {
+		sends++
+		return c.q.TaskDelete(ctx, c.db, pgUUID(id))
+	})
+	switch {
+	case errors.Is(err, ErrNotFound) && sends > 1:
+		return nil // an earlier send has deleted it
+	case err == nil && !deleted:
+		return fmt.Errorf("delete task %s: %w", id, ErrUnfinished)
+	}
+	return err
 }

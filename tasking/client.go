@@ -39,6 +39,9 @@ type Config struct {
 	Keys []string
 	// ProgressInterval is the least time between two saves of one progress report. Default: 2 s.
 	ProgressInterval time.Duration
+	// Diagnostics are the profiles that this process makes of tasks that were dispatched with the wish for them. They
+	// cost the tasks time. Default: none.
+	Diagnostics []string
 	// Log gets what tasks log and what goes wrong. Default: none.
 	Log *slog.Logger
 }
@@ -68,6 +71,9 @@ func New(pool *pgxpool.Pool, cfg Config) (*Client, error) {
 	keys, err := newKeyring(cfg.Keys)
 	if err != nil {
 		return nil, fmt.Errorf("tasking: %w", err)
+	}
+	if err := checkProfiles(cfg.Diagnostics); err != nil {
+		return nil, fmt.Errorf("tasking: Config.Diagnostics: %w", err)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -44,6 +44,7 @@ type caller struct {
 	attempt       int // of the parent
 	group         *uuid.UUID
 	correlationID string
+	diagnostics   []string
 }
 
 func (c *Client) outside() caller {
@@ -328,6 +329,13 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 		}
 		args, err := encodeArgs(r.Args)
 		if err != nil {
+			return p, fmt.Errorf("dispatch %s: %w", r.Name, err)
+		}
+		profiles := r.Diagnostics
+		if profiles == nil {
+			profiles = by.diagnostics
+		}
+		if args, err = withDiagnostics(args, profiles); err != nil {
 			return p, fmt.Errorf("dispatch %s: %w", r.Name, err)
 		}
 		if args, err = c.keys.seal(args); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,9 +72,17 @@ func (c *Client) Execute(ctx context.Context, h Holder, claim Claim) Outcome {
 		ctx, cancel = context.WithTimeoutCause(ctx, ImmediateTimeout, ErrTimedOut)
 		defer cancel()
 	}
+	args, err := c.keys.open(claim.Args)
+	if err != nil {
+		return failure(err, "")
+	}
+	claim.Diagnostics, claim.Args, _ = asDiagnosed(args)
 	keep := &held{client: c, claim: claim, holder: h.ID, lost: h.Lost}
 	run := newRun(claim, keep, c.cfg.ProgressInterval, c.cfg.Log.Handler())
 	run.client = c
+	if !claim.Immediate {
+		run.profiles = slices.DeleteFunc(slices.Clone(claim.Diagnostics), func(name string) bool { return !slices.Contains(c.cfg.Diagnostics, name) })
+	}
 
 	out := c.call(ctx, h, e, run)
 	out.Reported = keep.reported.Load()
@@ -114,16 +123,11 @@ func (r *Run) saveLast(ctx context.Context, lost <-chan struct{}) {
 
 // call runs the function, here or in a child process.
 func (c *Client) call(ctx context.Context, h Holder, e entry, run *Run) Outcome {
-	args, err := c.keys.open(run.Args)
-	if err != nil {
-		return failure(err, "")
-	}
-	run.Args = args
 	if e.cfg.Isolated != nil && !run.Immediate {
 		return c.isolated(ctx, h, *e.cfg.Isolated, run)
 	}
 	defer run.saveLast(ctx, h.Lost)
-	return e.perform(ctx, run)
+	return run.profiled(ctx, func() Outcome { return e.perform(ctx, run) })
 }
 
 // perform calls the function.

@@ -86,6 +86,7 @@ type childTask struct {
 	Claim    Claim         `json:"claim"`
 	Level    slog.Level    `json:"level"` // of the log
 	Interval time.Duration `json:"interval"`
+	Profiles []string      `json:"profiles,omitempty"`
 }
 
 // isolated has a child process run the function.
@@ -93,7 +94,7 @@ func (c *Client) isolated(ctx context.Context, h Holder, how Isolation, run *Run
 	if h.Children == nil {
 		return failure(fmt.Errorf("task type %s is isolated: only a worker can run it", run.Name), "")
 	}
-	body, err := json.Marshal(childTask{Claim: run.Claim, Level: leastLevel(ctx, c.cfg.Log), Interval: run.interval})
+	body, err := json.Marshal(childTask{Claim: run.Claim, Level: leastLevel(ctx, c.cfg.Log), Interval: run.interval, Profiles: run.profiles})
 	if err != nil {
 		return failure(fmt.Errorf("encode task for its process: %w", err), "")
 	}
@@ -160,7 +161,9 @@ func RunChild(r *Registry) {
 			log := slog.NewJSONHandler(noteWriter{p}, &slog.HandlerOptions{Level: t.Level})
 			run := newRun(t.Claim, remote{p}, t.Interval, log)
 			run.Log = slog.New(log) // the worker adds what the task is
-			out = e.perform(withCause(ctx), run)
+			run.profiles = t.Profiles
+			ctx = withCause(ctx)
+			out = run.profiled(ctx, func() Outcome { return e.perform(ctx, run) })
 			run.saveLast(ctx, nil)
 		}
 		raw, err := json.Marshal(out)
@@ -234,6 +237,7 @@ const (
 	callDispatchMany = "dispatch many"
 	callProgress     = "progress"
 	callCreated      = "created"
+	callProfile      = "profile"
 	callToken        = "token"
 	callGetGroup     = "get group"
 	callCloseGroup   = "close group"
@@ -280,6 +284,11 @@ type childProgress struct {
 type childCreated struct {
 	Ordinal int32  `json:"ordinal"`
 	PRN     string `json:"prn"`
+}
+
+type childProfile struct {
+	Name string `json:"name"`
+	Data []byte `json:"data"`
 }
 
 // remote is the keeper in a child process.
@@ -346,6 +355,11 @@ func (r remote) saveCreated(ctx context.Context, ordinal int32, prn string) erro
 	return err
 }
 
+func (r remote) saveProfile(ctx context.Context, name string, data []byte) error {
+	_, err := ask[struct{}](ctx, r, callProfile, childProfile{name, data})
+	return err
+}
+
 func (r remote) token(ctx context.Context) (int64, error) { return ask[int64](ctx, r, callToken, nil) }
 
 func (r remote) getGroup(ctx context.Context) (Group, error) {
@@ -374,6 +388,8 @@ func serve(ctx context.Context, k keeper, name string, body json.RawMessage) jso
 		return decoded(body, func(p childProgress) (none, error) { return none{}, k.saveProgress(ctx, p.Ordinal, p.Report) })
 	case callCreated:
 		return decoded(body, func(c childCreated) (none, error) { return none{}, k.saveCreated(ctx, c.Ordinal, c.PRN) })
+	case callProfile:
+		return decoded(body, func(p childProfile) (none, error) { return none{}, k.saveProfile(ctx, p.Name, p.Data) })
 	case callToken:
 		return decoded(body, func(none) (int64, error) { return k.token(ctx) })
 	case callGetGroup:

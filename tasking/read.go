@@ -2,12 +2,10 @@ package tasking
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
@@ -16,43 +14,83 @@ import (
 
 // Get reads one task with its children, progress and created resources, or returns ErrNotFound.
 func (c *Client) Get(ctx context.Context, id uuid.UUID) (Task, error) {
-	return send(ctx, "read task "+id.String(), func(ctx context.Context) (Task, error) {
-		row, err := c.q.TaskGet(ctx, c.db, pgUUID(id))
-		if err != nil {
-			return Task{}, err
+	found, err := c.GetMany(ctx, id)
+	switch {
+	case err != nil:
+		return Task{}, fmt.Errorf("read task %s: %w", id, err)
+	case len(found) == 0:
+		return Task{}, fmt.Errorf("read task %s: %w", id, ErrNotFound)
+	}
+	return found[0], nil
+}
+
+// GetMany reads those of these tasks that exist, in this order, as Get does.
+func (c *Client) GetMany(ctx context.Context, ids ...uuid.UUID) ([]Task, error) {
+	return send(ctx, "read tasks", func(ctx context.Context) ([]Task, error) {
+		keys := pgUUIDs(ids)
+		rows, err := c.q.TaskRead(ctx, c.db, keys)
+		if err != nil || len(rows) == 0 {
+			return nil, err
 		}
-		t, err := taskFromRow(row.Task, row.Name, row.Versions, row.MaxAttempts)
-		if err != nil {
-			return t, err
+		found := make(map[uuid.UUID]*Task, len(rows))
+		for _, row := range rows {
+			t, err := taskFromRow(row.Task, row.Name, row.Versions, row.MaxAttempts)
+			if err != nil {
+				return nil, err
+			}
+			found[t.ID] = &t
 		}
-		children, err := c.q.TaskChildren(ctx, c.db, pgUUID(id))
-		if err != nil {
-			return t, err
+		if err := c.complete(ctx, keys, found); err != nil {
+			return nil, err
 		}
-		for _, child := range children {
-			t.Children = append(t.Children, child.Bytes)
+		list := make([]Task, 0, len(found))
+		for _, id := range ids {
+			if t := found[id]; t != nil {
+				list = append(list, *t)
+			}
 		}
-		reports, err := c.q.ProgressReportList(ctx, c.db, []pgtype.UUID{pgUUID(id)})
-		if err != nil {
-			return t, err
+		return list, nil
+	})
+}
+
+// complete adds what other tables have of these tasks. What has come to another table since they were read is left out.
+func (c *Client) complete(ctx context.Context, ids []pgtype.UUID, tasks map[uuid.UUID]*Task) error {
+	children, err := c.q.TaskChildren(ctx, c.db, ids)
+	if err != nil {
+		return err
+	}
+	for _, r := range children {
+		if t := tasks[r.Parent.Bytes]; t != nil {
+			t.Children = append(t.Children, r.ID.Bytes)
 		}
-		for _, r := range reports {
+	}
+	reports, err := c.q.ProgressReportList(ctx, c.db, ids)
+	if err != nil {
+		return err
+	}
+	for _, r := range reports {
+		if t := tasks[r.TaskID.Bytes]; t != nil {
 			t.Progress = append(t.Progress, Report{
 				Message: r.Message, Code: r.Code, State: State(r.State), Total: int64Ptr(r.Total), Done: r.Done, Suffix: r.Suffix.String,
 			})
 		}
-		switch used, err := c.q.TaskUsageGet(ctx, c.db, pgUUID(id)); {
-		case err == nil:
-			t.Usage = &Usage{PeakMemory: used.PeakMemory, CPUSeconds: used.CpuSeconds}
-		case !errors.Is(err, pgx.ErrNoRows):
-			return t, err
+	}
+	used, err := c.q.TaskUsageList(ctx, c.db, ids)
+	if err != nil {
+		return err
+	}
+	for _, r := range used {
+		if t := tasks[r.TaskID.Bytes]; t != nil {
+			t.Usage = &Usage{PeakMemory: r.PeakMemory, CPUSeconds: r.CpuSeconds}
 		}
-		created, err := c.q.CreatedResourceList(ctx, c.db, []pgtype.UUID{pgUUID(id)})
-		for _, r := range created {
+	}
+	created, err := c.q.CreatedResourceList(ctx, c.db, ids)
+	for _, r := range created {
+		if t := tasks[r.TaskID.Bytes]; t != nil {
 			t.Created = append(t.Created, r.Resource)
 		}
-		return t, err
-	})
+	}
+	return err
 }
 
 func int64Ptr(n pgtype.Int8) *int64 {

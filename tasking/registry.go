@@ -29,6 +29,9 @@ type TypeConfig struct {
 	// Backoff is the pause before the second attempt; it doubles with each further one, up to an
 	// hour. Default: 1 s where MaxAttempts is above 1.
 	Backoff time.Duration
+	// Dispatchable says that clients of the REST API may dispatch tasks of the type, if they may dispatch any. Default:
+	// only programs may.
+	Dispatchable bool
 	// Isolated has each task run in a child process of the worker's program, but for those that were dispatched as
 	// immediate. Default: in a goroutine of the worker.
 	Isolated *Isolation
@@ -168,6 +171,12 @@ func NewRegistry(types ...AnyType) (*Registry, error) {
 
 // Names lists the types, sorted.
 func (r *Registry) Names() []string { return slices.Sorted(maps.Keys(r.types)) }
+
+// Config is a type's, with the defaults filled in; false: there is no such type. It must not be changed.
+func (r *Registry) Config(name string) (TypeConfig, bool) {
+	e, ok := r.types[name]
+	return e.cfg, ok
+}
 
 // Runnable lists the types that have a function, sorted: what a worker with this registry can run.
 func (r *Registry) Runnable() []string {

@@ -51,6 +51,9 @@ type Options struct {
 	NotBefore time.Time `json:"not_before,omitzero"`
 	// CorrelationID of the logs. Default: that of the task that dispatches, else a new one.
 	CorrelationID string `json:"correlation_id,omitempty"`
+	// Diagnostics are the profiles to make of the run, of those that the worker's Config.Diagnostics allows; none of
+	// an immediate task. Default: those of the task that dispatches, else none.
+	Diagnostics []string `json:"diagnostics,omitempty"`
 }
 
 type invalidError struct{ msg string }
@@ -122,6 +125,9 @@ func (r Request) validate() error {
 		bad("not before %s, and not deferred: such a task could never run", r.NotBefore.Format(time.RFC3339))
 	}
 	if err := checkVersions(r.Versions); err != nil {
+		bad("%v", err)
+	}
+	if err := checkProfiles(r.Diagnostics); err != nil {
 		bad("%v", err)
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -34,6 +34,8 @@ type Claim struct {
 	// every task has that does not reserve it exclusively, is not named.
 	Reserved  []string
 	CreatedAt time.Time
+	// Diagnostics are the profiles that were wished for, known once the arguments are decrypted.
+	Diagnostics []string
 }
 
 // Sole tells of an attempt that ended with out what it reserves beside a share of its domain: one exclusive
@@ -59,6 +61,7 @@ type Run struct {
 	client   *Client // nil in a child process
 	keep     keeper
 	interval time.Duration // between two saves of a progress report
+	profiles []string      // to make of the run
 	records  slog.Handler  // takes Log's
 
 	mu      sync.Mutex
@@ -76,6 +79,7 @@ type keeper interface {
 	dispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, error)
 	saveProgress(ctx context.Context, ordinal int32, r Report) error
 	saveCreated(ctx context.Context, ordinal int32, prn string) error
+	saveProfile(ctx context.Context, name string, data []byte) error
 	token(ctx context.Context) (int64, error)
 	getGroup(ctx context.Context) (Group, error)
 	closeGroup(ctx context.Context) error
@@ -140,7 +144,7 @@ func (h *held) dispatchMany(ctx context.Context, reqs []Request) ([]Dispatched, 
 
 func (h *held) caller() caller {
 	c := &h.claim
-	return caller{holder: &h.holder, lost: h.lost, parent: &c.ID, attempt: c.Attempt, group: c.Group, correlationID: c.CorrelationID}
+	return caller{holder: &h.holder, lost: h.lost, parent: &c.ID, attempt: c.Attempt, group: c.Group, correlationID: c.CorrelationID, diagnostics: c.Diagnostics}
 }
 
 // Client is the client of the process that runs the task. It is nil in a child process, which has no database:

@@ -52,6 +52,8 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrLockLost means that the caller does not hold the task (any more): nothing was written.
 	ErrLockLost = errors.New("task lock lost")
+	// ErrUnfinished means that a task is not final yet.
+	ErrUnfinished = errors.New("not finished")
 	// ErrInvalid is wrapped by every error about a request that can never be dispatched.
 	ErrInvalid = errors.New("invalid request")
 	// ErrUnknownType means that the registry has no task type of that name. It wraps ErrInvalid.

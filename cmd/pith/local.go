@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,6 +46,7 @@ func (s *session) child(url string, level slog.Level, args ...string) (func() *e
 
 type devCmd struct {
 	Workers int    `default:"2" help:"Worker processes to start."`
+	API     string `name:"api" default:"127.0.0.1:24817" help:"Where to serve the REST API; an empty text serves none."`
 	DataDir string `name:"data-dir" placeholder:"DIR" help:"Where the database is kept. Default: a cache directory."`
 	Pooler  string `enum:",pgbouncer,rdsproxy,none" default:"" placeholder:"NAME" help:"What stands before the database: pgbouncer, rdsproxy (a stand-in for Amazon RDS Proxy that logs what would pin) or none. Default: pgbouncer, if it can be had."`
 }
@@ -53,7 +55,11 @@ type devCmd struct {
 type places struct {
 	Pooled string `json:"database_url"`
 	Direct string `json:"direct_database_url"`
+	API    string `json:"api_url,omitempty"`
 }
+
+// devPassword is the password of the user admin in a database of pith dev. It is for development only.
+const devPassword = "password"
 
 // through says what stands before the database of pith dev.
 var through = map[string]string{
@@ -81,8 +87,18 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, services.Stop()) }()
+	if c.API != "" { // rather now than again and again
+		probe, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.API)
+		if err != nil {
+			return fmt.Errorf("the REST API cannot be served at %s: %w; --api takes another address", c.API, err)
+		}
+		c.API = probe.Addr().String() // of port 0: a free one
+		if err := probe.Close(); err != nil {
+			return err
+		}
+	}
 	s.cli.PasswordCommand = "" // it is for another database; ours asks for none
-	command, err := s.child(services.URL, s.cli.LogLevel, "worker")
+	command, err := s.child(services.URL, s.cli.LogLevel, "worker", "--diagnostics", strings.Join(tasking.Profiles, ","))
 	if err != nil {
 		return err
 	}
@@ -91,17 +107,39 @@ func (c devCmd) Run(ctx context.Context, s *session) (err error) {
 		return usage("%v", err)
 	}
 	at := places{Pooled: services.URL, Direct: services.DirectURL}
+	fleets := []*demo.Fleet{fleet}
+	if c.API != "" {
+		at.API = "http://" + c.API
+		serve, err := s.child(services.URL, s.cli.LogLevel, "api", "--listen", c.API)
+		if err != nil {
+			return err
+		}
+		server, err := demo.NewFleet(demo.FleetConfig{Size: 1, Log: s.log, Command: func() *exec.Cmd {
+			cmd := serve()
+			cmd.Env = append(cmd.Env, variable("admin-password")+"="+devPassword)
+			return cmd
+		}})
+		if err != nil {
+			return err
+		}
+		fleets = append(fleets, server)
+	}
 	err = s.print(at, func(w io.Writer) {
 		fmt.Fprintf(w, "# PostgreSQL %s with %d workers; the data are kept in %s\n", services.Version, c.Workers, c.DataDir)
 		fmt.Fprintf(w, "# %s, as the workers are connected:\nexport PITH_DATABASE_URL='%s'\n", through[services.Pooler], at.Pooled)
 		fmt.Fprintf(w, "# directly, for psql and the like:\nexport PITH_DIRECT_DATABASE_URL='%s'\n", at.Direct)
+		if at.API != "" {
+			fmt.Fprintf(w, "# the REST API, with a password for development only:\npulp config create --overwrite --base-url %s --username admin --password %s\n", at.API, devPassword)
+		}
 		fmt.Fprintln(w, "# Ctrl-C stops everything. A worker that is killed is replaced.")
 	})
 	if err != nil {
 		return err
 	}
 	parts, ctx := errgroup.WithContext(ctx)
-	parts.Go(func() error { return fleet.Run(ctx) })
+	for _, f := range fleets {
+		parts.Go(func() error { return f.Run(ctx) })
+	}
 	parts.Go(func() error {
 		select {
 		case <-services.Done():

@@ -61,19 +61,22 @@ type cli struct {
 	Output           string        `short:"o" enum:"text,json" default:"text" help:"How to print: text or json."`
 	LogLevel         slog.Level    `name:"log-level" default:"info" help:"Least level to log: debug, info, warn or error."`
 
-	Migrate    migrateCmd    `cmd:"" help:"Bring the database's schema up to date, or look at it."`
-	Worker     workerCmd     `cmd:"" help:"Run tasks."`
-	Task       taskCmd       `cmd:"" help:"Hand out tasks and look at them."`
-	Group      groupCmd      `cmd:"" help:"Make groups of tasks and look at them."`
-	Schedule   scheduleCmd   `cmd:"" help:"Have tasks dispatched by the clock."`
-	Workers    workersCmd    `cmd:"" help:"List the workers and other processes."`
-	Doctor     doctorCmd     `cmd:"" help:"Look at the database, what stands before it and the fleet, and say what is wrong and what helps."`
-	Bench      benchCmd      `cmd:"" help:"Measure the database, what stands before it and this machine with loads of their own."`
-	Dev        devCmd        `cmd:"" help:"Run everything on this machine: database, pooler and workers."`
-	Demo       demoCmd       `cmd:"" help:"Make the manifest of a directory with the tasking system."`
-	RDSProxy   rdsproxyCmd   `cmd:"" name:"rdsproxy" help:"Run a stand-in for Amazon RDS Proxy and report what would pin."`
-	DemoWorker demoWorkerCmd `cmd:"" hidden:""`
-	Version    versionCmd    `cmd:"" help:"Print the versions."`
+	Migrate    migrateCmd       `cmd:"" help:"Bring the database's schema up to date, or look at it."`
+	Worker     workerCmd        `cmd:"" help:"Run tasks."`
+	API        apiCmd           `cmd:"" name:"api" help:"Serve Pulp's REST API."`
+	User       userCmd          `cmd:"" help:"Add users of the REST API, or change their passwords."`
+	Task       taskCmd          `cmd:"" help:"Hand out tasks and look at them."`
+	Group      groupCmd         `cmd:"" help:"Make groups of tasks and look at them."`
+	Schedule   scheduleCmd      `cmd:"" help:"Have tasks dispatched by the clock."`
+	Workers    workersCmd       `cmd:"" help:"List the workers and other processes."`
+	Doctor     doctorCmd        `cmd:"" help:"Look at the database, what stands before it and the fleet, and say what is wrong and what helps."`
+	Bench      benchCmd         `cmd:"" help:"Measure the database, what stands before it and this machine with loads of their own."`
+	Dev        devCmd           `cmd:"" help:"Run everything on this machine: database, pooler and workers."`
+	Demo       demoCmd          `cmd:"" help:"Make the manifest of a directory with the tasking system."`
+	RDSProxy   rdsproxyCmd      `cmd:"" name:"rdsproxy" help:"Run a stand-in for Amazon RDS Proxy and report what would pin."`
+	Static     collectstaticCmd `cmd:"" name:"collectstatic" help:"Write the static files of the REST API's pages, for a web server."`
+	DemoWorker demoWorkerCmd    `cmd:"" hidden:""`
+	Version    versionCmd       `cmd:"" help:"Print the versions."`
 }
 
 // session is what the commands have of the outside.

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -344,12 +345,16 @@ func dev(t *testing.T, pooler string) {
 	var log bytes.Buffer
 	code := make(chan int, 1)
 	go func() {
-		code <- run(ctx, []string{"dev", "--data-dir", dir, "--log-level=warn", "--pooler", pooler}, nil, writer, &log, environ(""))
+		code <- run(ctx, []string{"dev", "--data-dir", dir, "--log-level=warn", "--pooler", pooler, "--api", "127.0.0.1:0"}, nil, writer, &log, environ(""))
 		_ = writer.Close() // never fails
 	}()
 	urls := map[string]string{}
 	lines := bufio.NewScanner(reader)
+	var client []string
 	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "pulp config create ") {
+			client = strings.Fields(lines.Text())
+		}
 		if name, url, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "export "), "="); ok && len(urls) < 2 {
 			urls[name] = strings.Trim(url, "'")
 		}
@@ -375,6 +380,11 @@ func dev(t *testing.T, pooler string) {
 	}
 	dbtest.Until(t, "the killed worker is replaced", func(context.Context) (bool, error) { return len(online()) == 3, nil })
 	must(t, url, "task", "dispatch", dummyTask, "--wait")
+	setting := func(name string) string { return client[slices.Index(client, name)+1] } // the line's first word, if it is not there
+	dbtest.Until(t, "the API answers admin", func(ctx context.Context) (bool, error) {
+		status, _ := fetch(ctx, setting("--base-url")+"/pulp/api/v3/tasks/", setting("--username"), setting("--password"))
+		return status == http.StatusOK, nil
+	})
 	pith(t, "", "dev", "--data-dir", dir).wants(t, exitFailure, "pith dev runs already")
 
 	cancel()

@@ -26,12 +26,13 @@ type workerCmd struct {
 	NameTemplate string        `default:"{pid}@{hostname}" help:"Name of the worker; {fqdn} is known too."`
 	TTL          time.Duration `name:"ttl" default:"30s" help:"How long after a beat the worker counts as online."`
 	WorkDir      string        `name:"work-dir" placeholder:"DIR" help:"Where tasks that run in processes of their own get their working directories. Default: the system's for temporary files."`
+	Diagnostics  []string      `placeholder:"NAME" help:"Profiles to make of tasks whose dispatcher asks for them: memory, cpu, heap."`
 	Grace        time.Duration `default:"600s" help:"How long tasks may go on after an interrupt; negative: without limit."`
 }
 
 // Run runs the command.
 func (c workerCmd) Run(ctx context.Context, s *session) error {
-	return s.work(ctx, tasking.Config{}, worker.Config{
+	return s.work(ctx, tasking.Config{Diagnostics: c.Diagnostics}, worker.Config{
 		Concurrency: c.Concurrency, Auxiliary: c.Auxiliary, Burst: c.Burst, NameTemplate: c.NameTemplate,
 		TTL: c.TTL, Grace: c.Grace, WorkDir: c.WorkDir,
 	})

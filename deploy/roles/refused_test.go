@@ -54,6 +54,9 @@ var nobodys = []string{
 	"DELETE FROM task_kind",
 	"INSERT INTO task_usage VALUES (gen_random_uuid(), 1, 1, 1)",
 	"DELETE FROM task_usage",
+	"DELETE FROM task_profile",
+	"UPDATE api_secret SET secret = ''",
+	"UPDATE user_role SET role = 'core.task_owner'",
 	"DELETE FROM task_group",
 	"UPDATE task_group SET description = ''",
 	"UPDATE task_schedule SET last_task = NULL",
@@ -119,8 +122,16 @@ func TestWhatARoleNeedNotDoIsRefused(t *testing.T) {
 		halted   = "LOCK TABLE task" // who may delete may do that, too
 		missing  = "DELETE FROM app_status"
 		renamed  = "UPDATE app_status SET name = ''"
+		profiled = "INSERT INTO task_profile VALUES (gen_random_uuid(), 'x', '')"
+		secret   = "SELECT secret FROM api_secret"
+		hashes   = "SELECT password FROM auth_user"
+		promoted = "UPDATE auth_user SET is_superuser = true"
+		added    = "INSERT INTO auth_user (username, password) VALUES ('mine', '')"
+		entitled = "INSERT INTO user_role (id, user_id, role) VALUES (gen_random_uuid(), 1, 'core.task_owner')"
+		stripped = "DELETE FROM user_role"
+		entitles = "SELECT role FROM user_role"
 	)
-	every := []string{group, closed, schedule, lastTask, argument, removed, progress, created, purged, locked, halted, missing, renamed}
+	every := []string{group, closed, schedule, lastTask, argument, removed, progress, created, purged, locked, halted, missing, renamed, profiled, secret, hashes, promoted, added, entitled, stripped, entitles}
 	for _, tt := range []struct {
 		role  string
 		calls []string // functions that it may call
@@ -131,8 +142,9 @@ func TestWhatARoleNeedNotDoIsRefused(t *testing.T) {
 		{
 			"worker",
 			[]string{"task_dispatch", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat"},
-			[]string{closed, purged, locked, halted, missing, renamed, progress, created},
+			[]string{closed, purged, locked, halted, missing, renamed, progress, created, profiled, stripped, entitles},
 		},
+		{"account", nil, []string{secret, hashes, promoted, added, entitled, stripped, entitles}},
 		{
 			"api",
 			[]string{"task_dispatch", "task_cancel", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat"},
@@ -267,7 +279,8 @@ func TestTheScriptRunsAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Release()
-	set := fmt.Sprintf("SET pith.reader = %s; SET pith.dispatcher = %s; SET pith.worker = %s;", s.role("readers"), s.role("dispatchers"), s.role("workers"))
+	set := fmt.Sprintf("SET pith.reader = %s; SET pith.dispatcher = %s; SET pith.worker = %s; SET pith.accounts = %s;",
+		s.role("readers"), s.role("dispatchers"), s.role("workers"), s.role("accounts"))
 	if _, err := conn.Conn().PgConn().Exec(t.Context(), set+script).ReadAll(); err != nil {
 		t.Fatal(err)
 	}
@@ -354,7 +367,7 @@ func TestWhoElseMayCreateIsNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.RuntimeParams["options"] = fmt.Sprintf("-c pith.reader=%[1]sa -c pith.dispatcher=%[1]sb -c pith.worker=%[1]sc", s.prefix)
+	c.RuntimeParams["options"] = fmt.Sprintf("-c pith.reader=%[1]sa -c pith.dispatcher=%[1]sb -c pith.worker=%[1]sc -c pith.accounts=%[1]sd", s.prefix)
 	c.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { notices = append(notices, n.Severity+" "+n.Message) }
 	conn, err := pgx.ConnectConfig(t.Context(), c)
 	if err != nil {

@@ -9,7 +9,7 @@
 --
 -- The groups have other names with
 --
---     PGOPTIONS='-c pith.reader=NAME -c pith.dispatcher=NAME -c pith.worker=NAME'
+--     PGOPTIONS='-c pith.reader=NAME -c pith.dispatcher=NAME -c pith.worker=NAME -c pith.accounts=NAME'
 --
 -- What other roles may do with the tables is not touched. But nobody else may call the functions any more: grant a
 -- role that has worked with all privileges one of the groups first, and revoke its own afterwards.
@@ -18,7 +18,8 @@ DECLARE
     reader     text := coalesce(nullif(current_setting('pith.reader', true), ''), 'pith_reader');
     dispatcher text := coalesce(nullif(current_setting('pith.dispatcher', true), ''), 'pith_dispatcher');
     worker     text := coalesce(nullif(current_setting('pith.worker', true), ''), 'pith_worker');
-    groups     text[] := ARRAY[reader, dispatcher, worker];
+    account    text := coalesce(nullif(current_setting('pith.accounts', true), ''), 'pith_accounts');
+    groups     text[] := ARRAY[reader, dispatcher, worker, account];
     home       text; -- Pith's schema
     space      oid;  -- the same
     owner      oid;  -- of its tables
@@ -135,24 +136,33 @@ BEGIN
         FROM (VALUES
             -- The sweep locks the rows that it deletes. To lock rows PostgreSQL asks for UPDATE of some column:
             -- here of one that is for people alone.
-            ('app_status',       'SELECT', NULL, 'DELETE, UPDATE (name)'),
-            ('created_resource', 'SELECT', NULL, 'INSERT, UPDATE (resource)'),
-            ('goose_db_version', 'SELECT', NULL, NULL),
-            ('progress_report',  'SELECT', NULL, 'INSERT, UPDATE (message, code, state, total, done, suffix)'),
-            ('resource_lock',    'SELECT', NULL, NULL), -- for `pith doctor`
+            ('app_status',       'SELECT', NULL, 'DELETE, UPDATE (name)', NULL),
+            ('api_secret',       NULL, NULL, NULL, 'SELECT'),
+            ('api_task',         'SELECT', NULL, NULL, NULL),
+            ('api_task_state',   'SELECT', NULL, NULL, NULL),
+            ('api_worker',       'SELECT', NULL, NULL, NULL),
+            ('auth_user',        NULL, NULL, NULL, 'SELECT, INSERT, UPDATE, DELETE'),
+            ('created_resource', 'SELECT', NULL, 'INSERT, UPDATE (resource)', NULL),
+            ('goose_db_version', 'SELECT', NULL, NULL, NULL),
+            ('progress_report',  'SELECT', NULL, 'INSERT, UPDATE (message, code, state, total, done, suffix)', NULL),
+            ('resource_lock',    'SELECT', NULL, NULL, NULL), -- for `pith doctor`
             -- All columns: what reads a task names them all, arguments and results too. Workers lock rows, while
             -- they write what a task tells, and purge. The policies below let them change none, and delete final ones.
-            ('task',             'SELECT', NULL, 'DELETE, UPDATE (deferred)'),
-            ('task_group',       'SELECT', 'INSERT (id, description), UPDATE (all_tasks_dispatched)', 'UPDATE (all_tasks_dispatched)'),
-            ('task_kind',        'SELECT', NULL, NULL),
-            ('task_reservation', 'SELECT', NULL, NULL),
+            ('task',             'SELECT', NULL, 'DELETE, UPDATE (deferred)', NULL),
+            ('task_group',       'SELECT', 'INSERT (id, description), UPDATE (all_tasks_dispatched)', 'UPDATE (all_tasks_dispatched)', NULL),
+            ('task_kind',        'SELECT', NULL, NULL, NULL),
+            ('task_profile',     'SELECT', NULL, 'INSERT, UPDATE (data)', NULL),
+            ('task_reservation', 'SELECT', NULL, NULL, NULL),
             ('task_schedule',    'SELECT', 'DELETE, '
                 'INSERT (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch), '
-                'UPDATE (id, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)', NULL),
-            ('task_usage',       'SELECT', NULL, NULL)
-        ) t (name, everybody, dispatchers, workers)
+                'UPDATE (id, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)', NULL, NULL),
+            ('task_usage',       'SELECT', NULL, NULL, NULL),
+            -- Workers purge tasks, and with them the roles on them.
+            ('user_role',        NULL, NULL, 'SELECT, DELETE', 'SELECT, INSERT, DELETE')
+        ) t (name, everybody, dispatchers, workers, accounts)
         CROSS JOIN LATERAL (VALUES
-            (reader, t.everybody), (dispatcher, t.everybody), (dispatcher, t.dispatchers), (worker, t.everybody), (worker, t.workers)
+            (reader, t.everybody), (dispatcher, t.everybody), (dispatcher, t.dispatchers), (worker, t.everybody), (worker, t.workers),
+            (account, t.everybody), (account, t.accounts)
         ) u (who, privileges)
         WHERE u.privileges IS NOT NULL
     LOOP

@@ -70,14 +70,15 @@ func newSite(t *testing.T) *site {
 	return s
 }
 
-// newFleetSite is a site with its groups, and members of them: reader, dispatcher, worker, and api, which is in the
-// groups of dispatchers and workers.
+// newFleetSite is a site with its groups, and members of them: reader, dispatcher, worker, account, and api, which is
+// in all groups but that of readers.
 func newFleetSite(t *testing.T) *site {
 	t.Helper()
 	s := newSite(t)
 	s.apply()
 	for member, groups := range map[string][]string{
-		"reader": {"readers"}, "dispatcher": {"dispatchers"}, "worker": {"workers"}, "api": {"dispatchers", "workers"},
+		"reader": {"readers"}, "dispatcher": {"dispatchers"}, "worker": {"workers"}, "api": {"dispatchers", "workers", "accounts"},
+		"account": {"accounts"},
 	} {
 		s.admin("CREATE ROLE " + s.role(member) + " LOGIN")
 		for _, g := range groups {
@@ -131,8 +132,8 @@ func (s *site) run(role string) error {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	c.RuntimeParams["options"] = fmt.Sprintf("-c pith.reader=%s -c pith.dispatcher=%s -c pith.worker=%s",
-		s.role("readers"), s.role("dispatchers"), s.role("workers"))
+	c.RuntimeParams["options"] = fmt.Sprintf("-c pith.reader=%s -c pith.dispatcher=%s -c pith.worker=%s -c pith.accounts=%s",
+		s.role("readers"), s.role("dispatchers"), s.role("workers"), s.role("accounts"))
 	conn, err := pgx.ConnectConfig(s.t.Context(), c)
 	if err != nil {
 		s.t.Fatal(err)

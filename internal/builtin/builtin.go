@@ -1,4 +1,4 @@
-// Package builtin holds the task types that every worker of Pith knows: for now Pulp's test helpers,
+// Package builtin holds the task types that every worker of Pith knows: the purge of old tasks, and Pulp's test helpers
 // under Pulp's names, for trying things and for Pulp's own functional tests.
 //
 // Arguments are one JSON object with the parameter names of Pulp's functions. As in Pulp only those
@@ -36,13 +36,15 @@ func Registry(more ...tasking.AnyType) (*tasking.Registry, error) {
 		deferred("dummy_task", dummyTask),
 		deferred("sleep", sleep),
 		immediate("asleep", sleep),
-		tasking.NewType(module+"gooey_task", gooeyTask, tasking.TypeConfig{Versions: Versions(), Isolated: &tasking.Isolation{}}),
+		tasking.NewType(module+"gooey_task", gooeyTask, tasking.TypeConfig{Versions: Versions(), Dispatchable: true, Isolated: &tasking.Isolation{}}),
 		deferred("dummy_group_task", dummyGroupTask),
 		deferred("group_task_with_finalizer", groupTaskWithFinalizer),
 		deferred("group_finalizer_task", groupFinalizerTask),
-		deferred("missing_worker", missingWorker),
+		// Nobody shall kill workers from far away.
+		tasking.NewType(module+"missing_worker", missingWorker, tasking.TypeConfig{Versions: Versions()}),
 		deferred("failing_task", failingTask),
 		immediate("afailing_task", failingTask),
+		tasking.NewType(Purge, purge, tasking.TypeConfig{Versions: Versions()}),
 	}, more...)...)
 }
 
@@ -50,11 +52,11 @@ func Registry(more ...tasking.AnyType) (*tasking.Registry, error) {
 type none = any
 
 func deferred[A any](name string, fn tasking.Func[A, none]) tasking.AnyType {
-	return tasking.NewType(module+name, fn, tasking.TypeConfig{Versions: Versions()})
+	return tasking.NewType(module+name, fn, tasking.TypeConfig{Versions: Versions(), Dispatchable: true})
 }
 
 func immediate[A any](name string, fn tasking.Func[A, none]) tasking.AnyType {
-	return tasking.NewType(module+name, fn, tasking.TypeConfig{Versions: Versions(), Immediate: true})
+	return tasking.NewType(module+name, fn, tasking.TypeConfig{Versions: Versions(), Dispatchable: true, Immediate: true})
 }
 
 func dummyTask(context.Context, *tasking.Run, struct{}) (none, error) { return nil, nil }

@@ -16,6 +16,8 @@ type process struct {
 	does string // for people
 	// mark is a function that only such a process calls: a role that may is meant to be one. Empty: every role is.
 	mark string
+	// entitled is a privilege that only such a process has, where no function marks it.
+	entitled string
 	// functions run as their owner; more are pure, and in the text of statements.
 	functions, more []string
 	// privileges are those on tables, each as DoctorPrivileges tells it. Columns are told one by one.
@@ -27,8 +29,8 @@ var processes = []process{
 	{
 		does: "read", more: []string{"domain_own", "task_reserved"},
 		privileges: []string{
-			"app_status SELECT", "created_resource SELECT", "goose_db_version SELECT", "progress_report SELECT", "resource_lock SELECT",
-			"task SELECT", "task_group SELECT", "task_kind SELECT", "task_reservation SELECT", "task_schedule SELECT", "task_usage SELECT",
+			"api_task SELECT", "api_task_state SELECT", "api_worker SELECT", "app_status SELECT", "created_resource SELECT", "goose_db_version SELECT", "progress_report SELECT", "resource_lock SELECT",
+			"task SELECT", "task_group SELECT", "task_kind SELECT", "task_profile SELECT", "task_reservation SELECT", "task_schedule SELECT", "task_usage SELECT",
 		},
 	},
 	{
@@ -43,13 +45,24 @@ var processes = []process{
 		does: "run tasks", mark: "task_turn",
 		functions: []string{"app_beat", "app_register", "task_abandoned_finish", "task_dispatch", "task_enqueue_due", "task_turn", "task_turn_used"},
 		privileges: slices.Concat(
-			[]string{"app_status DELETE", "created_resource INSERT", "progress_report INSERT", "task DELETE"},
+			[]string{
+				"app_status DELETE", "created_resource INSERT", "progress_report INSERT", "task DELETE", "task_profile INSERT",
+				"user_role SELECT", "user_role DELETE",
+			},
+			onColumns("task_profile UPDATE", "data"),
 			// Of some column, so that rows can be locked.
 			onColumns("app_status UPDATE", "name"), onColumns("task UPDATE", "deferred"),
 			onColumns("created_resource UPDATE", "resource"),
 			onColumns("progress_report UPDATE", "message", "code", "state", "total", "done", "suffix"),
 			onColumns("task_group UPDATE", "all_tasks_dispatched"),
 		),
+	},
+	{
+		does: "know users", entitled: "api_secret SELECT",
+		privileges: []string{
+			"api_secret SELECT", "auth_user SELECT", "auth_user INSERT", "auth_user UPDATE", "auth_user DELETE",
+			"user_role SELECT", "user_role INSERT", "user_role DELETE",
+		},
 	},
 }
 
@@ -123,6 +136,9 @@ func (x *examination) privilegesOfProcesses(f *findings, lacking map[subject][]s
 	found := map[subject][]string{}
 	for _, p := range processes {
 		if p.mark != "" && lacks(subject{"function", p.mark}, "EXECUTE") {
+			continue
+		}
+		if table, privilege, ok := strings.Cut(p.entitled, " "); ok && lacks(subject{"table", table}, privilege) {
 			continue
 		}
 		does = append(does, p.does)

@@ -369,8 +369,13 @@ func unknown(h object) (f Finding, bad bool) {
 // run as the role that sends them, and so do the functions, whose locks on rows ask for UPDATE. What foreign keys
 // do asks for none. After deploy/roles less is needed: see processes.
 var needed = map[string]string{
+	"api_secret":       "SELECT",
+	"api_task":         "SELECT",
+	"api_task_state":   "SELECT",
+	"api_worker":       "SELECT",
 	"app_fleet":        "SELECT, INSERT, UPDATE",
 	"app_status":       "SELECT, INSERT, UPDATE, DELETE",
+	"auth_user":        "SELECT, INSERT, UPDATE, DELETE",
 	"created_resource": "SELECT, INSERT, UPDATE",
 	"task_usage":       "SELECT, INSERT, UPDATE",
 	"goose_db_version": "SELECT",
@@ -379,8 +384,10 @@ var needed = map[string]string{
 	"task":             "SELECT, INSERT, UPDATE, DELETE",
 	"task_group":       "SELECT, INSERT, UPDATE",
 	"task_kind":        "SELECT, INSERT",
+	"task_profile":     "SELECT, INSERT, UPDATE",
 	"task_reservation": "SELECT, INSERT, UPDATE, DELETE",
 	"task_schedule":    "SELECT, INSERT, UPDATE, DELETE",
+	"user_role":        "SELECT, INSERT, DELETE",
 }
 
 func (x *examination) lookAtPrivileges(ctx context.Context, f *findings) error {

@@ -331,19 +331,23 @@ func TestSchemaWhoseVersionCannotBeReadIsAnError(t *testing.T) {
 // send and in the functions.
 func TestNeededPrivilegesAreThoseThatStatementsUse(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("../../sql/queries/*.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	functions, err := filepath.Glob("../../sql/schema/*[2-9]_*.sql") // the first has tables only
-	if err != nil {
-		t.Fatal(err)
+	var files []string
+	// Statements, functions and the lists of the REST API.
+	for _, pattern := range []string{"../../sql/queries/*.sql", "../../sql/schema/*[2-9]_*.sql", "../../api/core.go"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%s: %d files, %v", pattern, len(found), err)
+		}
+		files = append(files, found...)
 	}
 	var text strings.Builder
-	for _, file := range append(files, functions...) {
+	for _, file := range files {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if strings.Contains(file, "/schema/") && !bytes.Contains(b, []byte("LANGUAGE plpgsql")) {
+			continue // what a migration itself does is its owner's
 		}
 		text.Write(regexp.MustCompile(`--.*`).ReplaceAll(b, nil))
 	}
@@ -364,6 +368,7 @@ func TestNeededPrivilegesAreThoseThatStatementsUse(t *testing.T) {
 		}
 	}
 	use("SELECT", `\b(?:FROM|JOIN|,) (\w+)\b`)
+	use("SELECT", `\bRelation: +"(\w+)"`)
 	use("INSERT", `\bINSERT INTO (\w+)\b`)
 	use("UPDATE", `\bUPDATE (\w+)\b`)
 	use("UPDATE", `\bINSERT INTO (\w+)\b[^;]*\bDO UPDATE\b`)
@@ -406,7 +411,7 @@ func TestLackingPrivilegesAreNamed(t *testing.T) {
 			tables++
 		}
 	}
-	if want, err := snapshot(); err != nil || tables != len(names(want, "table"))-1 {
+	if want, err := snapshot(); err != nil || tables != len(names(want, "table"))-1-4 { // task, and what is only read: api_secret and views
 		t.Errorf("%d tables, %v", tables, err)
 	}
 	wantFinding(t, list[0], Error, "lacks EXECUTE on function task_cancel", "GRANT EXECUTE ON FUNCTION task_cancel TO "+role)

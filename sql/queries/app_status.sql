@@ -41,3 +41,14 @@ ORDER BY a.created_at DESC, a.id LIMIT @most::int OFFSET @skip::int;
 SELECT a.versions, a.task_names, count(*)::int AS workers FROM app_status a
 WHERE a.app_type = 'worker' AND a.last_heartbeat + a.ttl >= now()
 GROUP BY a.versions, a.task_names ORDER BY workers DESC;
+
+-- name: AppStatusOnline :many
+-- All processes that are online, by name.
+SELECT a.app_type::text AS app_type, a.name, a.versions, a.last_heartbeat FROM app_status a
+WHERE a.last_heartbeat + a.ttl >= now() ORDER BY a.name, a.id;
+
+-- name: AppStatusRead :many
+-- These processes, with the task that each one runs, the newest if several.
+SELECT a.id, a.name, a.versions, a.created_at, a.last_heartbeat,
+    (SELECT t.id FROM task t WHERE t.app_lock = a.id AND t.state = 'running' ORDER BY t.started_at DESC LIMIT 1)::uuid AS current_task
+FROM app_status a WHERE a.id = ANY (@ids::uuid[]) AND a.app_type = (@app_type::text)::app_type;

@@ -42,18 +42,34 @@ FROM task_cancel(@ids::uuid[]) AS r (task_id, task_state, changed);
 SELECT r.task_id::uuid AS id, r.task_state::text AS state
 FROM task_abandoned_finish(@most::int, @error::text) AS r (task_id, task_state);
 
--- name: TaskGet :one
-SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
-WHERE t.id = @id::uuid;
-
 -- name: TaskStates :many
 -- What state these tasks are in, and who holds them. At once: started as it was dispatched, by its dispatcher.
 SELECT t.id, t.state::text AS state, t.created_at, t.app_lock,
     coalesce(t.started_at = t.unblocked_at, false)::bool AS at_once
 FROM task t WHERE t.id = ANY (@ids::uuid[]);
 
+-- name: TaskRead :many
+-- These tasks.
+SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+WHERE t.id = ANY (@ids::uuid[]);
+
 -- name: TaskChildren :many
-SELECT t.id FROM task t WHERE t.parent_task = @parent::uuid ORDER BY t.id LIMIT 1000;
+-- The children of these tasks, of each the oldest thousand.
+SELECT p.id::uuid AS parent, c.id FROM unnest(@parents::uuid[]) p (id)
+CROSS JOIN LATERAL (SELECT t.id FROM task t WHERE t.parent_task = p.id ORDER BY t.id LIMIT 1000) c;
+
+-- name: TaskDelete :one
+-- Deletes a task that is final, with the roles on it. The foreign key takes the parent from its children: all are locked in
+-- the order of their ids before. No row: there is no such task.
+WITH family AS MATERIALIZED (
+    SELECT t.id, t.finished_at FROM task t WHERE t.id = @id::uuid OR t.parent_task = @id::uuid ORDER BY t.id FOR NO KEY UPDATE
+), gone AS (
+    DELETE FROM task t WHERE t.id = @id::uuid AND t.finished_at IS NOT NULL AND (SELECT count(*) FROM family) > 0
+    RETURNING t.id
+), roles AS (
+    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text
+)
+SELECT EXISTS (SELECT FROM gone)::bool AS deleted FROM family f WHERE f.id = @id::uuid;
 
 -- name: TaskList :many
 -- Newest first, by id: a UUIDv7 begins with its time.
@@ -68,13 +84,17 @@ ORDER BY t.id DESC LIMIT @most::int OFFSET @skip::int;
 
 -- name: TaskPurge :one
 -- Looks at the next tasks by age, up to most of them, and deletes those that are final, in these states
--- and finished before the time. Answers where to go on: the last id it looked at, null at the end.
+-- and finished before the time, with the roles on them; of a user only those that they own. Answers where to go on: the
+-- last id it looked at, null at the end.
 WITH page AS (
     SELECT t.id, t.state, t.finished_at FROM task t
     WHERE t.id > @after::uuid ORDER BY t.id LIMIT @most::int
 ), old AS MATERIALIZED (
     SELECT p.id FROM page p
     WHERE p.finished_at < @finished_before::timestamptz AND p.state = ANY ((@states::text[])::task_state[])
+      AND (sqlc.narg(owner)::int IS NULL OR EXISTS (
+          SELECT FROM user_role r WHERE r.user_id = sqlc.narg(owner)::int AND r.role = 'core.task_owner'
+            AND (r.model = '' OR (r.model = 'core.task' AND r.object = p.id::text))))
 ), family AS MATERIALIZED (
     -- The foreign key takes the parent from the children: lock all in the order of their ids before.
     SELECT t.id FROM task t
@@ -82,9 +102,14 @@ WITH page AS (
     ORDER BY t.id FOR NO KEY UPDATE
 ), gone AS (
     DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
-    RETURNING 1
+    RETURNING t.id
+), roles AS (
+    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text RETURNING 1
 )
-SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last;
+SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last,
+    (SELECT count(*) FROM progress_report r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS reports,
+    (SELECT count(*) FROM created_resource r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS created,
+    (SELECT count(*) FROM roles)::int AS roles;
 
 -- name: TaskQueuePlaces :many
 -- For explaining: where a task stands in each queue, and who stands first there.
@@ -107,3 +132,7 @@ ORDER BY r.granted, r.resource;
 SELECT count(*)::int FROM task me JOIN task o ON o.state = 'waiting' AND o.blocked_on = 0
     AND (o.rank, o.unblocked_at) < (me.rank, me.unblocked_at)
 WHERE me.id = @id::uuid;
+
+-- name: TaskCount :one
+-- How many tasks there are, and how many of them are in other states than completed. It reads the rows of no completed task.
+SELECT (SELECT count(*) FROM task) AS everything, (SELECT count(DISTINCT s.id) FROM api_task_state s) AS rare;

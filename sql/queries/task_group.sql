@@ -22,3 +22,17 @@ UPDATE task_group SET all_tasks_dispatched = true WHERE id = @id::uuid;
 -- The tasks of a group that can still be canceled, in the order of their ids, after one.
 SELECT t.id FROM task t WHERE t.task_group = @id::uuid AND t.state IN ('waiting', 'running') AND t.id > @after::uuid
 ORDER BY t.id LIMIT @most::int;
+
+-- name: TaskOfGroup :many
+-- The tasks of a group, by age.
+SELECT t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
+FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = @task_group::uuid ORDER BY t.id;
+
+-- name: TaskGroupPermitted :one
+-- How many tasks a group has, and on how many of them a user has one of the roles to view them, and one of these roles.
+SELECT count(*)::int AS tasks,
+    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@view::text[])
+        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS visible,
+    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
+        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS permitted
+FROM task t WHERE t.task_group = @task_group::uuid;

@@ -39,3 +39,13 @@ ORDER BY s.next_dispatch LIMIT @most::int;
 -- name: Now :one
 -- The database's clock.
 SELECT now()::timestamptz;
+
+-- name: TaskScheduleRead :many
+-- These schedules.
+SELECT s.id, s.name, s.task_name, s.next_dispatch, s.last_task, s.created_at,
+    coalesce(extract(epoch FROM s.dispatch_interval), 0)::float8 AS interval_seconds
+FROM task_schedule s WHERE s.id = ANY (@ids::uuid[]);
+
+-- name: TaskScheduleNamed :one
+-- Whether there is a schedule of this name.
+SELECT EXISTS (SELECT FROM task_schedule WHERE name = @name::text)::bool;

@@ -1,0 +1,321 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// maxBody is how many bytes a body may have.
+const maxBody = 1 << 20
+
+// values of a body, by the names of its fields; form tells that they are texts, as an HTML form has them.
+type values struct {
+	json map[string]json.RawMessage
+	form url.Values
+}
+
+// readBody reads a body whole.
+func readBody(r *http.Request) (values, error) {
+	data, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return values{}, detail(http.StatusRequestEntityTooLarge, fmt.Sprintf("The body has more than %d bytes.", maxBody))
+		}
+		return values{}, detail(http.StatusBadRequest, "The body ended early.")
+	}
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	switch {
+	case len(data) == 0:
+		return values{}, nil
+	case err == nil && kind == "application/json":
+		return jsonValues(data)
+	case err == nil && kind == "application/x-www-form-urlencoded":
+		form, err := url.ParseQuery(string(data))
+		if err != nil {
+			return values{}, detail(http.StatusBadRequest, "Malformed form: "+err.Error())
+		}
+		return values{form: form}, nil
+	case err == nil && kind == "multipart/form-data":
+		r.Body = io.NopCloser(bytes.NewReader(data))
+		if params["boundary"] == "" {
+			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - Invalid boundary in multipart: None")
+		}
+		if err := r.ParseMultipartForm(maxBody); err != nil {
+			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - "+err.Error())
+		}
+		return values{form: r.MultipartForm.Value}, nil
+	}
+	return values{}, detail(http.StatusUnsupportedMediaType, `Unsupported media type "`+r.Header.Get("Content-Type")+`" in request.`)
+}
+
+func jsonValues(data []byte) (values, error) {
+	if !utf8.Valid(data) {
+		return values{}, detail(http.StatusBadRequest, "JSON parse error - the body is not UTF-8")
+	}
+	if !json.Valid(data) {
+		err := json.Unmarshal(data, new(any))
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+			return values{}, detail(http.StatusBadRequest, fmt.Sprintf("JSON parse error - %v: byte %d", syntax, syntax.Offset))
+		}
+		return values{}, detail(http.StatusBadRequest, fmt.Sprintf("JSON parse error - %v", err))
+	}
+	var out map[string]json.RawMessage
+	if err := json.Unmarshal(data, &out); err != nil || out == nil {
+		return values{}, FieldErrors{NonField: []string{"Invalid data. Expected a dictionary, but got " + pythonType(data) + "."}}
+	}
+	return values{json: out}, nil
+}
+
+// pythonType is what Pulp calls a value of JSON.
+func pythonType(data json.RawMessage) string {
+	switch c := bytes.TrimSpace(data)[0]; {
+	case c == '{':
+		return "dict"
+	case c == '[':
+		return "list"
+	case c == '"':
+		return "str"
+	case c == 't' || c == 'f':
+		return "bool"
+	case c == 'n':
+		return "NoneType"
+	case bytes.ContainsAny(data, ".eE"):
+		return "float"
+	}
+	return "int"
+}
+
+// decode reads a body of a type from values, or answers FieldErrors.
+func decode(t reflect.Type, in values) (any, error) {
+	out, wrong := reflect.New(t), FieldErrors{}
+	known := map[string]bool{}
+	for _, f := range fieldsOf(t) {
+		known[f.name] = true
+		raw, ok := in.json[f.name]
+		if in.form != nil {
+			raw, ok = formValue(f, in.form)
+		}
+		if !ok {
+			if f.required {
+				wrong.Add(f.name, "This field is required.")
+			}
+			continue
+		}
+		if err := f.set(out.Elem().FieldByIndex(f.index), raw); err != nil {
+			wrong[f.name] = err.message
+		}
+	}
+	if _, ok := reflect.TypeAssert[Lenient](out); !ok {
+		for name := range in.json {
+			if !known[name] {
+				wrong.Add(name, "Unexpected field")
+			}
+		}
+		for name := range in.form {
+			if !known[name] {
+				wrong.Add(name, "Unexpected field")
+			}
+		}
+	}
+	if len(wrong) > 0 {
+		return nil, wrong
+	}
+	return out.Interface(), nil
+}
+
+// formValue is a form's field as JSON: a text, or JSON where the type is neither text nor list.
+func formValue(f field, form url.Values) (json.RawMessage, bool) {
+	list, ok := form[f.name]
+	if !ok || len(list) == 0 {
+		return nil, false
+	}
+	t := f.typ
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	var v any = list[len(list)-1]
+	switch {
+	case t == reflect.TypeFor[json.RawMessage]() || t.Kind() == reflect.Map:
+		if json.Valid([]byte(list[0])) {
+			return json.RawMessage(list[0]), true
+		}
+	case t.Kind() == reflect.Slice:
+		if s := strings.TrimSpace(list[0]); len(list) == 1 && strings.HasPrefix(s, "[") && json.Valid([]byte(s)) {
+			return json.RawMessage(s), true
+		}
+		v = list
+	case list[len(list)-1] == "" && (f.null || t.Kind() != reflect.String):
+		return nil, false
+	}
+	raw, err := json.Marshal(v)
+	return raw, err == nil
+}
+
+// fieldError is what is wrong with a field: a list of texts, or such lists by the places of a list.
+type fieldError struct{ message any }
+
+func wrong(format string, args ...any) *fieldError {
+	return &fieldError{[]string{fmt.Sprintf(format, args...)}}
+}
+
+var null = []byte("null")
+
+// set sets a field of a struct from JSON.
+func (f field) set(to reflect.Value, raw json.RawMessage) *fieldError {
+	if to.Kind() == reflect.Pointer {
+		if bytes.Equal(raw, null) && f.null {
+			return nil
+		}
+		to.Set(reflect.New(to.Type().Elem()))
+		to = to.Elem()
+	}
+	if to.Type() == reflect.TypeFor[json.RawMessage]() {
+		if hasZero(raw) {
+			return wrong("Null characters are not allowed.")
+		}
+		to.SetBytes(raw)
+		return nil
+	}
+	if bytes.Equal(raw, null) {
+		return wrong("This field may not be null.")
+	}
+	if to.Type() == timeType {
+		return setTime(to, raw)
+	}
+	switch to.Kind() {
+	case reflect.String:
+		return f.setText(to, raw)
+	case reflect.Bool:
+		return setBool(to, raw)
+	case reflect.Int, reflect.Int64:
+		n, err := strconv.ParseInt(strings.Trim(string(raw), `"`), 10, 64)
+		if err != nil {
+			return wrong("A valid integer is required.")
+		}
+		to.SetInt(n)
+		return nil
+	case reflect.Slice:
+		return f.setList(to, raw)
+	case reflect.Map:
+		return setTexts(to, raw)
+	default:
+		panic("api: a body has a field of the type " + to.Type().String())
+	}
+}
+
+// hasZero reports whether JSON has a text with a zero byte, which PostgreSQL cannot keep.
+func hasZero(raw json.RawMessage) bool {
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		// What follows a backslash belongs to it, be it a backslash itself.
+		if i++; bytes.HasPrefix(raw[i:], []byte("u0000")) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f field) setText(to reflect.Value, raw json.RawMessage) *fieldError {
+	var text string
+	switch pythonType(raw) {
+	case "str":
+		if json.Unmarshal(raw, &text) != nil {
+			return wrong("Not a valid string.")
+		}
+	case "int", "float":
+		text = string(raw)
+	default:
+		return wrong("Not a valid string.")
+	}
+	if possible := choices(to.Type()); possible != nil {
+		if !slices.Contains(possible, text) {
+			return wrong("%s", `"`+text+`" is not a valid choice.`)
+		}
+		to.SetString(text)
+		return nil
+	}
+	if !f.blank {
+		text = strings.TrimSpace(text)
+	}
+	switch {
+	case strings.ContainsRune(text, 0):
+		return wrong("Null characters are not allowed.")
+	case text == "" && !f.blank:
+		return wrong("This field may not be blank.")
+	case f.most > 0 && utf8.RuneCountInString(text) > f.most:
+		return wrong("Ensure this field has no more than %d characters.", f.most)
+	}
+	to.SetString(text)
+	return nil
+}
+
+func setBool(to reflect.Value, raw json.RawMessage) *fieldError {
+	switch strings.ToLower(strings.Trim(string(raw), `"`)) {
+	case "true", "t", "1", "yes", "y", "on":
+		to.SetBool(true)
+	case "false", "f", "0", "no", "n", "off":
+		to.SetBool(false)
+	default:
+		return wrong("Must be a valid boolean.")
+	}
+	return nil
+}
+
+func setTime(to reflect.Value, raw json.RawMessage) *fieldError {
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999", "2006-01-02 15:04", time.DateOnly} {
+			t, err := time.Parse(layout, text)
+			if t = t.UTC(); err == nil && 1 <= t.Year() && t.Year() <= 9999 {
+				to.Set(reflect.ValueOf(Time{t}))
+				return nil
+			}
+		}
+	}
+	return wrong("Datetime has wrong format. Use one of these formats instead: YYYY-MM-DDThh:mm[:ss[.uuuuuu]][+HH:MM|-HH:MM|Z].")
+}
+
+func (f field) setList(to reflect.Value, raw json.RawMessage) *fieldError {
+	var list []json.RawMessage
+	if json.Unmarshal(raw, &list) != nil {
+		return wrong("Expected a list of items but got type %q.", pythonType(raw))
+	}
+	out, bad := reflect.MakeSlice(to.Type(), len(list), len(list)), map[string]any{}
+	for i, item := range list {
+		if err := f.set(out.Index(i), item); err != nil {
+			bad[strconv.Itoa(i)] = err.message
+		}
+	}
+	if len(bad) > 0 {
+		return &fieldError{bad}
+	}
+	to.Set(out)
+	return nil
+}
+
+// setTexts sets a map of texts.
+func setTexts(to reflect.Value, raw json.RawMessage) *fieldError {
+	if pythonType(raw) != "dict" {
+		return wrong("Expected a dictionary of items but got type %q.", pythonType(raw))
+	}
+	out := map[string]string{}
+	if hasZero(raw) || json.Unmarshal(raw, &out) != nil {
+		return wrong("Not a valid string.")
+	}
+	to.Set(reflect.ValueOf(out))
+	return nil
+}

@@ -1,0 +1,346 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/filter"
+	"github.com/pithworks/pith/tasking"
+)
+
+// own are the core's resources and collections.
+type own struct {
+	tasks, groups, schedules, workers, users, userRoles, profiles *Resource
+
+	taskList, groupList, scheduleList, workerList, userList *Collection
+}
+
+// core is the component of what every installation has.
+func (s *Server) core() Component {
+	o := &s.own
+	o.taskList, o.groupList, o.scheduleList, o.workerList, o.userList = s.taskCollection(), s.groupCollection(), s.scheduleCollection(), s.workerCollection(), s.userCollection()
+	o.tasks = &Resource{
+		Path: "tasks/", Name: "tasks", Key: "task", Model: taskModel, Noun: "Task", Tag: "Tasks",
+		Exists: func(ctx context.Context, key string) (bool, error) {
+			found, err := s.Tasks().GetMany(ctx, uuid.MustParse(key))
+			return len(found) > 0, err
+		},
+		Operations: append([]Operation{
+			list("List tasks, newest first.", o.taskList, Page[taskReply]{}, s.listTasks, minimalParameter).also(Page[minimalTask]{}),
+			read("Read a task.", taskReply{}, s.readTask, minimalParameter).also(minimalTask{}),
+			{
+				Method: http.MethodPatch, Path: wildcard, Verb: "cancel", Summary: "Cancel a task: only its state can be changed, and only to canceled.",
+				Replies: map[int]any{http.StatusOK: taskReply{}, http.StatusConflict: taskReply{}}, Do: With(s.cancelTask),
+			},
+			{
+				Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Delete a task that is final.",
+				Replies: map[int]any{http.StatusNoContent: nil, http.StatusConflict: nil}, Do: Bare(s.deleteTask),
+			},
+			{
+				Method: http.MethodGet, Path: wildcard + "profile_artifacts/", Verb: "profile_artifacts", Summary: "List where the profiles of a task can be read.",
+				Replies: map[int]any{http.StatusOK: profilesReply{}}, Do: Bare(s.listProfiles),
+			},
+			{
+				Method: http.MethodPost, Path: "purge/", Verb: "purge", Summary: "Dispatch a task that deletes old tasks.",
+				Replies: map[int]any{http.StatusAccepted: TaskStarted{}}, Do: With(s.purgeTasks),
+			},
+		}, s.roleOperations(func() *Resource { return o.tasks }, "core.manage_roles_task", "core.view_task")...),
+	}
+	o.groups = &Resource{
+		Path: "task-groups/", Name: "task_groups", Key: "task_group", Model: "core.taskgroup", Noun: "TaskGroup", Tag: "Task-Groups",
+		Operations: []Operation{
+			list("List task groups, newest first.", o.groupList, Page[groupReply]{}, s.listGroups),
+			read("Read a task group.", groupReply{}, s.readGroup),
+			{
+				Method: http.MethodPatch, Path: wildcard, Verb: "cancel", Summary: "Cancel the tasks of a group that are not final.",
+				Replies: map[int]any{http.StatusOK: groupReply{}, http.StatusConflict: groupReply{}}, Do: With(s.cancelGroup),
+			},
+		},
+	}
+	o.schedules = &Resource{
+		Path: "task-schedules/", Name: "task_schedules", Key: "task_schedule", Model: "core.taskschedule", Noun: "TaskSchedule", Tag: "Task-Schedules",
+		Exists: func(ctx context.Context, key string) (bool, error) {
+			found, err := query(ctx, func(ctx context.Context) ([]db.TaskScheduleReadRow, error) {
+				return s.q.TaskScheduleRead(ctx, s.db, pgUUIDs([]string{key}))
+			})
+			return len(found) > 0, err
+		},
+		Operations: append([]Operation{
+			list("List task schedules.", o.scheduleList, Page[scheduleReply]{}, s.listSchedules),
+			read("Read a task schedule.", scheduleReply{}, s.readSchedule),
+		}, s.roleOperations(func() *Resource { return o.schedules }, "core.manage_roles_taskschedule", "core.view_taskschedule")...),
+	}
+	o.workers = &Resource{
+		Path: "workers/", Name: "workers", Key: "worker", Model: "core.appstatus", Noun: "AppStatus", Tag: "Workers",
+		Operations: []Operation{
+			list("List workers.", o.workerList, Page[workerReply]{}, s.listWorkers),
+			read("Read a worker.", workerReply{}, s.readWorker),
+		},
+	}
+	o.users = &Resource{
+		Path: "users/", Name: "users", Key: "auth_user", ID: "id", Numbered: true, Model: "auth.user", Noun: "User", Tag: "Users",
+		Operations: []Operation{
+			list("List users.", o.userList, Page[userReply]{}, s.listUsers),
+			read("Read a user.", userReply{}, s.readUser),
+			{Method: http.MethodPost, Verb: "create", Summary: "Create a user.", Replies: map[int]any{http.StatusCreated: userReply{}}, Do: With(s.createUser)},
+			{Method: http.MethodPut, Path: wildcard, Verb: "update", Summary: "Change a user.", Replies: map[int]any{http.StatusOK: userReply{}}, Do: With(s.putUser)},
+			{Method: http.MethodPatch, Path: wildcard, Verb: "partial_update", Summary: "Change some fields of a user.", Replies: map[int]any{http.StatusOK: userReply{}}, Do: With(s.patchUser)},
+			{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Delete a user.", Replies: map[int]any{http.StatusNoContent: nil}, Do: Bare(s.deleteUser)},
+		},
+	}
+	o.userRoles = &Resource{
+		Path: "roles/", Parent: o.users, Name: "users_roles", Key: "auth_users_user_role", Model: "core.userrole", Noun: "UserRole", Tag: "Users: Roles",
+		Operations: []Operation{
+			list("List the roles of a user.", nil, Page[userRoleReply]{}, s.listUserRoles),
+			read("Read a role of a user.", userRoleReply{}, s.readUserRole),
+			{Method: http.MethodPost, Verb: "create", Summary: "Give a user a role.", Replies: map[int]any{http.StatusCreated: userRoleReply{}}, Do: With(s.createUserRole)},
+			{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Take a role from a user.", Replies: map[int]any{http.StatusNoContent: nil}, Do: Bare(s.deleteUserRole)},
+		},
+	}
+	return Component{
+		Label: "core", Version: s.cfg.Version, Package: "pulpcore", Module: "pulpcore.app",
+		Resources: append([]*Resource{
+			s.statusResource(), s.livezResource(), s.docsResource(), s.rootResource(), s.artifactsResource(),
+			o.tasks, o.groups, o.schedules, o.workers, o.users, o.userRoles,
+		}, s.pithResources()...),
+	}
+}
+
+var minimalParameter = Parameter{Name: "minimal", Type: "boolean", Description: "Answer the short form of tasks."}
+
+// list makes the operation that lists a collection.
+func list(summary string, c *Collection, reply any, do func(context.Context, *Request) (Reply, error), more ...Parameter) Operation {
+	return Operation{
+		Method: http.MethodGet, Verb: "list", Summary: summary, Collection: c, Parameters: more,
+		Replies: map[int]any{http.StatusOK: reply}, Do: Bare(do),
+	}
+}
+
+// read makes the operation that reads one object.
+func read(summary string, reply any, do func(context.Context, *Request) (Reply, error), more ...Parameter) Operation {
+	return Operation{
+		Method: http.MethodGet, Path: wildcard, Verb: "read", Summary: summary, Parameters: more,
+		Replies: map[int]any{http.StatusOK: reply}, Do: Bare(do),
+	}
+}
+
+// keyOf is the key of a resource's object that an href or a PRN names, for filters.
+func (s *Server) keyOf(text string, res *Resource) (string, error) {
+	o, ok := s.Resolve(text)
+	if !ok || o.Resource != res || len(o.Keys) == 0 {
+		return "", filter.ListError("URI not valid: " + text)
+	}
+	return o.Keys[len(o.Keys)-1], nil
+}
+
+// referenceTo reads hrefs and PRNs of a resource's objects, and the word null, for filters.
+func (s *Server) referenceTo(res func() *Resource) func(string) (any, error) {
+	return func(text string) (any, error) {
+		if text == "null" {
+			return filter.Null{}, nil
+		}
+		key, err := s.keyOf(text, res())
+		if err != nil {
+			return nil, err
+		}
+		return uuid.Parse(key)
+	}
+}
+
+var taskNames = []string{"", "in", "contains", "ne"}
+
+// ids are the filters by id that all lists have.
+func (s *Server) ids(column string, res func() *Resource) []filter.Field {
+	parse := s.referenceTo(res)
+	return []filter.Field{
+		{Name: "pulp_id", Column: column, Kind: filter.UUID, Lookups: []string{"in"}},
+		{Name: "pulp_href", Column: column, Kind: filter.UUID, Lookups: []string{"in"}, Parse: parse},
+		{Name: "prn", Column: column, Kind: filter.UUID, Lookups: []string{"in"}, Parse: parse},
+	}
+}
+
+func (s *Server) taskCollection() *Collection {
+	states := make([]string, len(tasking.States))
+	for i, state := range tasking.States {
+		states[i] = string(state)
+	}
+	slices.Sort(states)
+	rare := slices.DeleteFunc(slices.Clone(states), func(state string) bool { return state == string(tasking.Completed) })
+	task := s.referenceTo(func() *Resource { return s.own.tasks })
+	group := s.referenceTo(func() *Resource { return s.own.groups })
+	reserved := func(prefix string) func(string) (any, error) {
+		return func(text string) (any, error) { return prefix + s.resourceName(text), nil }
+	}
+	either := "NOT EXISTS (SELECT FROM unnest(%s) v WHERE NOT (v = ANY (reserved) OR 'shared:' || v = ANY (reserved)))"
+	return &Collection{
+		Relation: "api_task",
+		Filters: filter.Set{
+			Key: "id", Newest: "id DESC",
+			Orders: map[string]string{
+				"pulp_created": "id", "pulp_last_updated": "id", "name": "name", "state": "state::text", "logging_cid": "logging_cid",
+				"unblocked_at": "unblocked_at", "started_at": "started_at", "finished_at": "finished_at", "pulp_id": "id",
+			},
+			Fields: append(s.ids("id", func() *Resource { return s.own.tasks }), []filter.Field{
+				{Name: "state", Column: "state", Enum: "task_state", Kind: filter.Choice, Choices: states, Rare: rare, ByRare: "id IN (SELECT s.id FROM api_task_state s WHERE s.state = ANY (%s))"},
+				{Name: "name", Column: "name", Kind: filter.Text, Lookups: taskNames},
+				{Name: "logging_cid", Column: "logging_cid", Kind: filter.Text, Lookups: []string{"", "contains"}},
+				{Name: "pulp_created", Column: "created_at", Kind: filter.Time},
+				{Name: "unblocked_at", Column: "unblocked_at", Kind: filter.Time},
+				{Name: "started_at", Column: "started_at", Kind: filter.Time},
+				{Name: "finished_at", Column: "finished_at", Kind: filter.Time},
+				{Name: "parent_task", Column: "parent_task", Kind: filter.UUID, Parse: task, Lookups: []string{""}},
+				{Name: "child_tasks", Column: "id", Kind: filter.UUID, Parse: task, Lookups: []string{""}, Condition: "id = (SELECT c.parent_task FROM task c WHERE c.id = %s)"},
+				{Name: "task_group", Column: "task_group", Kind: filter.UUID, Parse: group, Lookups: []string{""}},
+				{Name: "worker", Kind: filter.Text, Lookups: []string{"", "in"}, Condition: "false"},
+				{Name: "created_resources", Kind: filter.Text, Lookups: []string{""}, Parse: s.createdResource, Condition: "id IN (SELECT c.task_id FROM created_resource c WHERE c.resource = %s)"},
+				{Name: "reserved_resources", Kind: filter.Array, Column: "reserved", Parse: reserved(""), Condition: either},
+				{Name: "exclusive_resources", Kind: filter.Array, Column: "reserved", Parse: reserved("")},
+				{Name: "shared_resources", Kind: filter.Array, Column: "reserved", Parse: reserved("shared:")},
+			}...),
+		},
+		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
+			return r.visible(ctx, taskModel, "core.view_task")
+		},
+		Count: s.countTasks,
+	}
+}
+
+// countTasks counts all tasks, those in one state, or, as most are completed, all but those in the other states.
+func (s *Server) countTasks(ctx context.Context, r *Request) (int, bool, error) {
+	state := ""
+	for name := range r.Query {
+		switch {
+		case name == "state":
+			state = r.last(name)
+		case name != "ordering" && !slices.Contains(general, name):
+			return 0, false, nil
+		}
+	}
+	if state != "" && state != string(tasking.Completed) {
+		return 0, false, nil
+	}
+	row, err := query(ctx, func(ctx context.Context) (db.TaskCountRow, error) { return s.q.TaskCount(ctx, s.db) })
+	if state == "" {
+		return int(row.Everything), true, err
+	}
+	return int(row.Everything - row.Rare), true, err
+}
+
+// visible is the condition that the user may see an object of a model whose keys are UUIDs, by a role that has a permission.
+func (r *Request) visible(ctx context.Context, model, permission string) (string, []any, error) {
+	if r.User.Superuser {
+		return "true", nil, nil
+	}
+	roles := rolesWith(permission)
+	held, err := query(ctx, func(ctx context.Context) ([]string, error) {
+		return r.server.q.UserRoleHeld(ctx, r.server.db, db.UserRoleHeldParams{UserID: int32(r.User.ID)})
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	if slices.ContainsFunc(held, func(name string) bool { return slices.Contains(roles, name) }) { // on all objects
+		return "true", nil, nil
+	}
+	return "id IN (SELECT a.object::uuid FROM user_role a WHERE a.user_id = $1::int AND a.role = ANY ($2::text[]) AND a.model = $3::text)",
+		[]any{r.User.ID, roles, model}, nil
+}
+
+// resourceName is the name by which tasks reserve what an href names; other texts are names already.
+func (s *Server) resourceName(text string) string {
+	if strings.HasPrefix(text, "/") || strings.Contains(text, "://") {
+		if o, ok := s.Resolve(text); ok && len(o.Keys) > 0 && o.Resource.Model != "" {
+			return o.Resource.PRN(o.Keys[len(o.Keys)-1])
+		}
+	}
+	return text
+}
+
+// createdResource is the PRN of what an href or a PRN names.
+func (s *Server) createdResource(text string) (any, error) {
+	o, ok := s.Resolve(text)
+	if !ok || len(o.Keys) == 0 || o.Resource.Model == "" {
+		return nil, filter.ListError("URI not valid: " + text)
+	}
+	return o.Resource.PRN(o.Keys[len(o.Keys)-1]), nil
+}
+
+func (s *Server) groupCollection() *Collection {
+	return &Collection{
+		Relation: "task_group", Lax: true,
+		Filters: filter.Set{Key: "id", Newest: "id DESC"},
+		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
+			condition, args, err := r.visible(ctx, taskModel, "core.view_task")
+			if condition != "true" { // of one of its tasks at least
+				condition = "id IN (SELECT v.task_group FROM task v WHERE v." + condition + ")"
+			}
+			return condition, args, err
+		},
+	}
+}
+
+func (s *Server) scheduleCollection() *Collection {
+	return &Collection{
+		Relation: "task_schedule",
+		Filters: filter.Set{
+			Key: "id", Newest: "created_at DESC, id",
+			Orders: map[string]string{"pulp_created": "created_at", "pulp_last_updated": "created_at", "name": "name", "task_name": "task_name", "next_dispatch": "next_dispatch", "pulp_id": "id"},
+			Fields: append(s.ids("id", func() *Resource { return s.own.schedules }), []filter.Field{
+				{Name: "name", Column: "name", Kind: filter.Text, Lookups: []string{"", "contains"}},
+				{Name: "task_name", Column: "task_name", Kind: filter.Text, Lookups: []string{"", "contains"}},
+			}...),
+		},
+		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
+			return r.visible(ctx, "core.taskschedule", "core.view_taskschedule")
+		},
+	}
+}
+
+func (s *Server) workerCollection() *Collection {
+	return &Collection{
+		Relation: "api_worker",
+		Filters: filter.Set{
+			Key: "id", Newest: "created_at DESC, id",
+			Orders: map[string]string{"pulp_created": "created_at", "pulp_last_updated": "last_heartbeat", "name": "name", "last_heartbeat": "last_heartbeat", "pulp_id": "id"},
+			Fields: append(s.ids("id", func() *Resource { return s.own.workers }), []filter.Field{
+				{Name: "name", Column: "name", Kind: filter.Text},
+				{Name: "last_heartbeat", Column: "last_heartbeat", Kind: filter.Time},
+				{Name: "online", Column: "online", Kind: filter.Bool},
+				{Name: "missing", Column: "(NOT online)", Kind: filter.Bool},
+			}...),
+		},
+	}
+}
+
+func (s *Server) userCollection() *Collection {
+	parse := func(text string) (any, error) {
+		key, err := s.keyOf(text, s.own.users)
+		if err != nil {
+			return nil, err
+		}
+		return strconv.ParseInt(key, 10, 64)
+	}
+	return &Collection{
+		Relation: "auth_user",
+		Filters: filter.Set{
+			Key: "id", Newest: "id DESC",
+			Orders: map[string]string{"id": "id", "username": "username", "first_name": "first_name", "last_name": "last_name", "email": "email", "is_active": "is_active", "is_staff": "is_staff", "date_joined": "date_joined"},
+			Fields: []filter.Field{
+				{Name: "id", Column: "id", Kind: filter.Int, Lookups: []string{"", "in"}},
+				{Name: "prn", Column: "id", Kind: filter.Int, Lookups: []string{"in"}, Parse: parse},
+				{Name: "pulp_href", Column: "id", Kind: filter.Int, Lookups: []string{"in"}, Parse: parse},
+				{Name: "username", Column: "username", Kind: filter.Text},
+				{Name: "first_name", Column: "first_name", Kind: filter.Text},
+				{Name: "last_name", Column: "last_name", Kind: filter.Text},
+				{Name: "email", Column: "email", Kind: filter.Text},
+				{Name: "is_active", Column: "is_active", Kind: filter.Bool},
+				{Name: "is_staff", Column: "is_staff", Kind: filter.Bool},
+			},
+		},
+	}
+}

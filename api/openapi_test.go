@@ -1,0 +1,340 @@
+package api_test
+
+import (
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/google/go-cmp/cmp"
+	"github.com/oasdiff/yaml"
+
+	"github.com/pithworks/pith/api"
+	appstatus "github.com/pithworks/pith/app_status"
+	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/pool"
+	"github.com/pithworks/pith/tasking"
+)
+
+// aloof is a server whose database is nowhere: it can tell of itself, no more.
+func aloof(t *testing.T, cfg api.Config) *api.Server {
+	t.Helper()
+	p, err := pool.Open(t.Context(), "postgres://nobody@127.0.0.1:1/none", pool.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	registry, err := builtin.Registry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Version = builtin.Version
+	s, err := api.New(p, func(app *appstatus.App) (*tasking.Client, error) {
+		return tasking.New(p, tasking.Config{Registry: registry, App: app})
+	}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// ask sends a server a request of nobody.
+func ask(t *testing.T, s *api.Server, method, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, nil))
+	return w
+}
+
+// object is one of JSON.
+type object = map[string]any
+
+// document is a server's document in the form that a query asks for.
+func document(t *testing.T, s *api.Server, query string) object {
+	t.Helper()
+	w := ask(t, s, http.MethodGet, root+"docs/api.json"+query)
+	if w.Code != http.StatusOK {
+		t.Fatalf("document %s: %d, %s", query, w.Code, w.Body)
+	}
+	return value(t, w.Body.Bytes()).(object)
+}
+
+// operations are those of a document: their paths, methods and contents.
+func operations(doc object) iter.Seq2[string, object] {
+	return func(yield func(string, object) bool) {
+		for path, item := range doc["paths"].(object) {
+			for method, operation := range item.(object) {
+				if !yield(strings.ToUpper(method)+" "+path, operation.(object)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// forms are the queries for all forms of the document.
+var forms = []string{"", "?pk_path=1", "?bindings", "?bindings&pk_path=1", "?component=core", "?include_html=1&lang=en"}
+
+func TestDocumentIsServedAsJSONAndYAML(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	for _, form := range forms {
+		w := ask(t, s, http.MethodGet, root+"docs/api.json"+form)
+		want := map[string]string{
+			"Content-Type": "application/vnd.oai.openapi+json", "Cache-Control": "max-age=8640000", "Vary": "Accept, Authorization",
+			"Content-Length": strconv.Itoa(w.Body.Len()), "Www-Authenticate": "",
+		}
+		for name, text := range want {
+			if got := w.Header().Get(name); w.Code != http.StatusOK || got != text {
+				t.Errorf("%s: %d, %s is %q, want %q", form, w.Code, name, got, text)
+			}
+		}
+		if again := ask(t, s, http.MethodGet, root+"docs/api.json"+form); again.Body.String() != w.Body.String() {
+			t.Errorf("%s is another one the second time", form)
+		}
+		y := ask(t, s, http.MethodGet, root+"docs/api.yaml"+form)
+		if kind := y.Header().Get("Content-Type"); y.Code != http.StatusOK || kind != "application/vnd.oai.openapi" || y.Header().Get("Cache-Control") != want["Cache-Control"] {
+			t.Errorf("%s as YAML: %d, %s", form, y.Code, kind)
+		}
+		back, err := yaml.YAMLToJSON(y.Body.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !cmp.Equal(value(t, w.Body.Bytes()), value(t, back)) {
+			t.Errorf("%s: YAML and JSON differ", form)
+		}
+	}
+	for _, name := range []string{"docs/api.json", "docs/api.yaml"} {
+		if w := ask(t, s, http.MethodPost, root+name); w.Code != http.StatusMethodNotAllowed || w.Body.String() != `{"detail":"Method \"POST\" not allowed."}` {
+			t.Errorf("POST %s: %d, %s", name, w.Code, w.Body)
+		}
+		for _, query := range []string{"?component=nothing", "?component=core,nothing", "?component=Core"} {
+			w := ask(t, s, http.MethodGet, root+name+query)
+			if detail, _ := value(t, w.Body.Bytes()).(object)["detail"].(string); w.Code != http.StatusBadRequest || !strings.HasPrefix(detail, "Invalid component ") {
+				t.Errorf("%s%s: %d, %s", name, query, w.Code, w.Body)
+			}
+		}
+		if w := ask(t, s, http.MethodHead, root+name); w.Code != http.StatusOK || w.Body.Len() != 0 || w.Header().Get("Content-Length") == "0" {
+			t.Errorf("HEAD %s: %d, %d bytes", name, w.Code, w.Body.Len())
+		}
+	}
+}
+
+func TestDocumentTellsTheVersionsOfAllComponents(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{Components: []api.Component{{Label: "things", Version: "1.2.3"}}})
+	for _, form := range append(forms, "?component=things") {
+		info := document(t, s, form)["info"].(object)
+		if diff := cmp.Diff(object{"core": builtin.Version, "things": "1.2.3"}, info["x-pulp-app-versions"]); diff != "" || info["x-pulp-domain-enabled"] != false {
+			t.Errorf("%s: domains %v, versions (-want +got):\n%s", form, info["x-pulp-domain-enabled"], diff)
+		}
+	}
+	if paths := document(t, s, "?component=things")["paths"]; !cmp.Equal(paths, object{}) {
+		t.Errorf("a component without resources has %v", paths)
+	}
+	if !cmp.Equal(document(t, s, "?component=core"), document(t, s, "")) {
+		t.Error("the core alone is less than the core and a component without resources")
+	}
+}
+
+// validate reports what is wrong with a document by the specification.
+func validate(t *testing.T, data []byte) error {
+	t.Helper()
+	loader := openapi3.NewLoader()
+	doc, err := loader.LoadFromData(data)
+	if err != nil {
+		return err
+	}
+	return doc.Validate(t.Context())
+}
+
+func TestDocumentIsValidButForPathsThatAreHrefs(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	for _, form := range []string{"?pk_path=1", "?pk_path=1&component=core"} {
+		if err := validate(t, ask(t, s, http.MethodGet, root+"docs/api.json"+form).Body.Bytes()); err != nil {
+			t.Errorf("%s: %v", form, err)
+		}
+	}
+	w := ask(t, s, http.MethodGet, root+"docs/api.json")
+	for path := range value(t, w.Body.Bytes()).(object)["paths"].(object) {
+		if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "{") {
+			t.Errorf("a path begins like %s", path)
+		}
+	}
+	if err := validate(t, w.Body.Bytes()); err == nil {
+		t.Error("the one with hrefs is valid, although its paths do not begin with a slash")
+	}
+	n := 0
+	told := regexp.MustCompile(`"\{\w+_href\}[^"]*":\{`).ReplaceAllFunc(w.Body.Bytes(), func(path []byte) []byte {
+		n++ // else parameters of other names are the same path
+		return fmt.Appendf(nil, `"/%d/%s`, n, path[1:])
+	})
+	if err := validate(t, told); err != nil || n < 10 {
+		t.Errorf("with %d of its paths below others: %v", n, err)
+	}
+}
+
+func TestOperationsHaveIDsOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	for _, form := range forms {
+		seen := map[string]string{}
+		for at, o := range operations(document(t, s, form)) {
+			id := o["operationId"].(string)
+			if strings.Contains(form, "bindings") { // unique per tag
+				id = fmt.Sprint(o["tags"], " ", id)
+			}
+			if other, twice := seen[id]; twice || id == "" {
+				t.Errorf("%s: %s and %s are both %q", form, at, other, id)
+			}
+			seen[id] = at
+		}
+	}
+	// Those that Pulp's command line calls.
+	ids := map[string]bool{}
+	for _, o := range operations(document(t, s, "")) {
+		ids[o["operationId"].(string)] = true
+	}
+	for _, id := range []string{
+		"status_read", "livez_read", "docs_api.json_get", "tasks_list", "tasks_read", "tasks_cancel", "tasks_delete", "tasks_purge", "tasks_profile_artifacts",
+		"tasks_add_role", "tasks_remove_role", "tasks_list_roles", "tasks_my_permissions", "task_groups_list", "task_groups_read", "task_groups_cancel",
+		"task_schedules_list", "task_schedules_read", "workers_list", "workers_read", "users_list", "users_read", "users_create", "users_update",
+		"users_partial_update", "users_delete", "users_roles_list", "users_roles_read", "users_roles_create", "users_roles_delete", "artifacts_read",
+	} {
+		if !ids[id] {
+			t.Errorf("there is no %s", id)
+		}
+	}
+}
+
+func TestDocumentDescribesWhatIsDeclaredAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	declared := s.Declared()
+	for _, form := range []string{"", "?pk_path=1", "?bindings", "?component=core"} {
+		described := maps.Collect(operations(document(t, s, form)))
+		for _, d := range declared {
+			at, id := d.Method+" "+d.HrefPath, d.ID
+			if strings.Contains(form, "pk_path") {
+				at = d.Method + " " + d.Path
+			}
+			if strings.Contains(form, "bindings") {
+				id = d.Verb
+			}
+			o := described[at]
+			if o == nil {
+				t.Errorf("%s: %s is not described", form, at)
+				continue
+			}
+			delete(described, at)
+			if o["operationId"] != id || !cmp.Equal(o["tags"], []any{d.Tag}) || (o["security"] == nil) != d.Public || (o["requestBody"] != nil) != d.Body {
+				t.Errorf("%s: %s is described as %v of %v, security %v, body %v", form, at, o["operationId"], o["tags"], o["security"], o["requestBody"])
+			}
+			checkStatuses(t, at, d, o["responses"].(object))
+		}
+		for at := range described {
+			t.Errorf("%s: %s is described, not declared", form, at)
+		}
+	}
+}
+
+// checkStatuses checks that an operation is described with the statuses that it declares, and else with errors that it may
+// answer without declaring them.
+func checkStatuses(t *testing.T, at string, d api.Declared, responses object) {
+	t.Helper()
+	own := map[string]bool{}
+	for _, status := range d.Statuses {
+		own[strconv.Itoa(status)] = true
+		if responses[strconv.Itoa(status)] == nil {
+			t.Errorf("%s is described without %d", at, status)
+		}
+	}
+	may := map[string]bool{
+		"400": d.Body || d.Filtered, "413": d.Body, "415": d.Body, "401": !d.Public, "403": !d.Public, "404": strings.Contains(d.Path, "{"), "406": true, "503": true,
+	}
+	for status := range responses {
+		if !own[status] && !may[status] {
+			t.Errorf("%s is described with %s", at, status)
+		}
+	}
+}
+
+// TestDescribedOperationsAreServed asks without credentials, which is refused before anything else is looked at.
+func TestDescribedOperationsAreServed(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	names := regexp.MustCompile(`\{\w+\}`)
+	for at, o := range operations(document(t, s, "?pk_path=1")) {
+		if o["security"] == nil {
+			continue
+		}
+		method, path, _ := strings.Cut(names.ReplaceAllString(at, nowhere), " ")
+		if w := ask(t, s, method, path); w.Code != http.StatusUnauthorized || !strings.Contains(w.Header().Get("Allow"), method) {
+			t.Errorf("%s: %d, Allow %q", at, w.Code, w.Header().Get("Allow"))
+		}
+	}
+	for path, want := range map[string]int{"": 200, "livez/": 200, "docs/": 200, "docs/api.json": 200} {
+		if w := ask(t, s, http.MethodGet, root+path); w.Code != want {
+			t.Errorf("%q: %d", path, w.Code)
+		}
+	}
+}
+
+func TestRepliesWithAnHrefHaveAPRN(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	schemas, found := document(t, s, "")["components"].(object)["schemas"].(object), 0
+	for name, schema := range schemas {
+		properties, _ := schema.(object)["properties"].(object)
+		if !strings.HasSuffix(name, "Response") || properties["pulp_href"] == nil {
+			continue
+		}
+		found++
+		for _, property := range []string{"prn", "pulp_href"} {
+			p, _ := properties[property].(object)
+			required, _ := schema.(object)["required"].([]any)
+			if p["type"] != "string" || p["readOnly"] != true || !slices.Contains(required, any(property)) {
+				t.Errorf("%s of %s is %v", property, name, p)
+			}
+		}
+	}
+	if found < 6 { // tasks, groups, schedules, workers, users, and their roles
+		t.Errorf("%d kinds of objects have hrefs", found)
+	}
+	for name, p := range schemas["User"].(object)["properties"].(object) {
+		if (p.(object)["writeOnly"] == true) != (name == "password") {
+			t.Errorf("%s of a user: %v", name, p)
+		}
+	}
+}
+
+func TestSchemasThatAreReferredToAreThereAndNoOthers(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{})
+	for _, form := range forms {
+		text := ask(t, s, http.MethodGet, root+"docs/api.json"+form).Body.String()
+		referred := map[string]bool{}
+		for _, m := range regexp.MustCompile(`"#/components/schemas/([^"]*)"`).FindAllStringSubmatch(text, -1) {
+			referred[m[1]] = true
+		}
+		schemas := document(t, s, form)["components"].(object)["schemas"].(object)
+		for name := range referred {
+			if schemas[name] == nil {
+				t.Errorf("%s: there is no %s", form, name)
+			}
+		}
+		for name := range schemas {
+			if !referred[name] {
+				t.Errorf("%s: nothing is a %s", form, name)
+			}
+		}
+	}
+}

@@ -1,0 +1,395 @@
+package api
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/tasking"
+)
+
+// pithBase is where what Pulp has not is served.
+const pithBase = "/pith/api/"
+
+type dispatchBody struct {
+	Name               string            `json:"name" api:"required" doc:"The name of a dispatchable task type: see task-types/."`
+	Args               json.RawMessage   `json:"args" doc:"The arguments, of whatever type the task type takes."`
+	ExclusiveResources []string          `json:"exclusive_resources" doc:"Hrefs, PRNs or other names of what the task takes for itself."`
+	SharedResources    []string          `json:"shared_resources" doc:"Hrefs, PRNs or other names of what the task shares."`
+	Immediate          *bool             `json:"immediate" doc:"Run it before the reply, if its resources are free. Default: false."`
+	Deferred           *bool             `json:"deferred" doc:"May be left to a worker. Default: true."`
+	TaskGroup          *string           `json:"task_group" doc:"The href or PRN of the group that it belongs to."`
+	Versions           map[string]string `json:"versions" doc:"Least version of each component that a worker must have. Default: the type's."`
+	Priority           *int              `json:"priority" doc:"Higher is claimed first, from -10000 to 10000."`
+	NotBefore          *Time             `json:"not_before" doc:"Not queued before this time."`
+}
+
+// mayDispatch tells whether the user may dispatch tasks.
+func (r *Request) mayDispatch(ctx context.Context) error {
+	if r.User.Superuser {
+		return nil
+	}
+	have, err := r.permissions(ctx, r.server.own.tasks, "")
+	if err != nil {
+		return err
+	}
+	if slices.Contains(have, "core.add_task") {
+		return nil
+	}
+	return errDenied
+}
+
+// dispatchable is the problem that no such type may be dispatched, by the name of its field.
+func (s *Server) dispatchable(field, name string) error {
+	if cfg, ok := s.Tasks().Registry().Config(name); !ok || !cfg.Dispatchable {
+		return FieldErrors{field: []string{fmt.Sprintf("%q is no task type that can be dispatched: see %stask-types/.", name, pithBase)}}
+	}
+	return nil
+}
+
+func (s *Server) resourceNames(texts []string) []string {
+	names := make([]string, len(texts))
+	for i, text := range texts {
+		names[i] = s.resourceName(text)
+	}
+	return names
+}
+
+func (s *Server) dispatchTask(ctx context.Context, r *Request, body dispatchBody) (Reply, error) {
+	if err := r.mayDispatch(ctx); err != nil {
+		return Reply{}, err
+	}
+	if err := s.dispatchable("name", body.Name); err != nil {
+		return Reply{}, err
+	}
+	req := tasking.Request{Name: body.Name, Args: body.Args, Options: tasking.Options{
+		Exclusive: s.resourceNames(body.ExclusiveResources), Shared: s.resourceNames(body.SharedResources), Versions: body.Versions,
+		Immediate: body.Immediate != nil && *body.Immediate, NotDeferred: body.Deferred != nil && !*body.Deferred,
+	}}
+	if body.Args == nil {
+		req.Args = nil
+	}
+	if body.Priority != nil {
+		req.Priority = *body.Priority
+	}
+	if body.NotBefore != nil {
+		req.NotBefore = body.NotBefore.Time
+	}
+	if body.TaskGroup != nil {
+		key, err := s.keyOf(*body.TaskGroup, s.own.groups)
+		if err != nil {
+			return Reply{}, FieldErrors{"task_group": []string{err.Error()}}
+		}
+		id := uuid.MustParse(key)
+		req.Group = &id
+	}
+	reply, err := r.Dispatch(ctx, req)
+	switch {
+	case errors.Is(err, tasking.ErrInvalid):
+		return reply, FieldErrors{NonField: []string{err.Error()}}
+	case errors.Is(err, tasking.ErrNotFound):
+		return reply, FieldErrors{"task_group": []string{"Object does not exist."}}
+	}
+	return reply, err
+}
+
+type explainReply struct {
+	Task           string       `json:"task"`
+	State          string       `json:"state"`
+	Why            string       `json:"why" doc:"Why the task is not running, in one sentence."`
+	Places         []placeReply `json:"places" doc:"Where it stands in the queues of its resources, those that it waits for first."`
+	NotBefore      *Time        `json:"not_before" doc:"Set where it has no place in the queues yet."`
+	Ahead          int          `json:"ahead" doc:"How many runnable tasks are claimed before it."`
+	WorkersOnline  int          `json:"workers_online"`
+	WorkersCapable int          `json:"workers_capable" doc:"How many of them can run it."`
+}
+
+type placeReply struct {
+	Resource        string  `json:"resource"`
+	Exclusive       bool    `json:"exclusive"`
+	Granted         bool    `json:"granted"`
+	Ahead           int     `json:"ahead"`
+	Holder          string  `json:"holder" doc:"The href of the first task in the queue."`
+	HolderName      string  `json:"holder_name"`
+	HolderState     string  `json:"holder_state"`
+	HolderExclusive bool    `json:"holder_exclusive"`
+	Since           *Time   `json:"since"`
+	Worker          *string `json:"worker" doc:"The name of the process that runs the holder."`
+}
+
+func (s *Server) explainTask(ctx context.Context, r *Request) (Reply, error) {
+	if _, err := s.aTask(ctx, r, "core.view_task"); err != nil {
+		return Reply{}, err
+	}
+	e, err := s.Tasks().Explain(ctx, r.UUID())
+	if errors.Is(err, tasking.ErrNotFound) {
+		return Reply{}, NotFound("Task")
+	} else if err != nil {
+		return Reply{}, err
+	}
+	reply := explainReply{
+		Task: r.Href(s.own.tasks, r.ID), State: string(e.State), Why: e.Why, Places: []placeReply{}, NotBefore: timePtr(e.NotBefore),
+		Ahead: e.Ahead, WorkersOnline: e.WorkersOnline, WorkersCapable: e.WorkersCapable,
+	}
+	for _, p := range e.Places {
+		place := placeReply{
+			Resource: p.Resource, Exclusive: p.Exclusive, Granted: p.Granted, Ahead: p.Ahead, Holder: r.Href(s.own.tasks, p.Holder.String()),
+			HolderName: p.HolderName, HolderState: string(p.HolderState), HolderExclusive: p.HolderExclusive, Since: timePtr(p.Since),
+		}
+		if p.Worker != "" {
+			place.Worker = &p.Worker
+		}
+		reply.Places = append(reply.Places, place)
+	}
+	return OK(reply)
+}
+
+type taskTypesReply struct {
+	TaskTypes []taskType `json:"task_types"`
+}
+
+type taskType struct {
+	Name      string            `json:"name"`
+	Immediate bool              `json:"immediate" doc:"May be dispatched as an immediate task."`
+	Versions  map[string]string `json:"versions" doc:"Least version of each component that a worker must have."`
+}
+
+func (s *Server) listTaskTypes(_ context.Context, _ *Request) (Reply, error) {
+	reply := taskTypesReply{TaskTypes: []taskType{}}
+	registry := s.Tasks().Registry()
+	for _, name := range registry.Names() {
+		if cfg, _ := registry.Config(name); cfg.Dispatchable {
+			versions := cfg.Versions
+			if versions == nil {
+				versions = map[string]string{}
+			}
+			reply.TaskTypes = append(reply.TaskTypes, taskType{name, cfg.Immediate, versions})
+		}
+	}
+	return OK(reply)
+}
+
+type scheduleBody struct {
+	Name               string          `json:"name" api:"required" max:"255"`
+	TaskName           string          `json:"task_name" api:"required" doc:"The name of a dispatchable task type: see task-types/."`
+	Args               json.RawMessage `json:"args"`
+	ExclusiveResources []string        `json:"exclusive_resources"`
+	SharedResources    []string        `json:"shared_resources"`
+	Priority           *int            `json:"priority"`
+	DispatchInterval   *string         `json:"dispatch_interval" doc:"[D ]HH:MM:SS[.ffffff] between due times. Neither this nor cron: once."`
+	Cron               *string         `json:"cron" doc:"A cron expression of five fields, in UTC. Not together with dispatch_interval."`
+	NextDispatch       *Time           `json:"next_dispatch" doc:"The first due time. Default: at once, or when cron says."`
+}
+
+// parseInterval reads what interval writes, and seconds alone.
+func parseInterval(text string) (time.Duration, bool) {
+	days, clock, ok := strings.Cut(strings.TrimSpace(text), " ")
+	if !ok {
+		days, clock = "0", days
+	}
+	n, err := strconv.ParseUint(days, 10, 16)
+	if err != nil {
+		return 0, false
+	}
+	parts := strings.Split(clock, ":")
+	if len(parts) > 3 {
+		return 0, false
+	}
+	total := time.Duration(n) * 24 * time.Hour
+	for i, part := range parts {
+		units := []time.Duration{time.Hour, time.Minute, time.Second}[3-len(parts)+i]
+		v, err := strconv.ParseFloat(part, 64)
+		if err != nil || v < 0 || v > 1e6 || strings.ContainsAny(part, "eExXnN+-_") || units != time.Second && strings.Contains(part, ".") {
+			return 0, false
+		}
+		total += time.Duration(v * float64(units))
+	}
+	return total.Round(time.Microsecond), total >= 0 // it is less where there are too many
+}
+
+func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBody) (Reply, error) {
+	if err := r.mayDispatch(ctx); err != nil {
+		return Reply{}, err
+	}
+	if err := s.dispatchable("task_name", body.TaskName); err != nil {
+		return Reply{}, err
+	}
+	schedule := tasking.Schedule{
+		Name: body.Name, Task: body.TaskName, Args: body.Args, Exclusive: s.resourceNames(body.ExclusiveResources), Shared: s.resourceNames(body.SharedResources),
+		Cron: given(body.Cron),
+	}
+	if body.Priority != nil {
+		schedule.Priority = *body.Priority
+	}
+	if body.NextDispatch != nil {
+		schedule.Next = &body.NextDispatch.Time
+	}
+	if body.DispatchInterval != nil {
+		every, ok := parseInterval(*body.DispatchInterval)
+		if !ok {
+			return Reply{}, FieldErrors{"dispatch_interval": []string{"Duration has wrong format. Use one of these formats instead: [DD] [HH:[MM:]]ss[.uuuuuu]."}}
+		}
+		if every < time.Second { // none at all would mean once
+			return Reply{}, FieldErrors{"dispatch_interval": []string{"Ensure this value is at least a second."}}
+		}
+		schedule.Interval = every
+	}
+	taken, err := query(ctx, func(ctx context.Context) (bool, error) { return s.q.TaskScheduleNamed(ctx, s.db, body.Name) })
+	switch {
+	case err != nil:
+		return Reply{}, err
+	case taken:
+		return Reply{}, FieldErrors{"name": []string{"This field must be unique."}}
+	}
+	saved, err := s.Tasks().SaveSchedule(ctx, schedule)
+	if errors.Is(err, tasking.ErrInvalid) {
+		return Reply{}, FieldErrors{NonField: []string{err.Error()}}
+	} else if err != nil {
+		return Reply{}, err
+	}
+	if err := r.grant(ctx, s.own.schedules.Model, saved.ID.String(), "core.taskschedule_owner"); err != nil {
+		return Reply{}, err
+	}
+	list, err := r.schedules(ctx, []string{saved.ID.String()})
+	switch {
+	case err != nil:
+		return Reply{}, err
+	case len(list) == 0: // replaced meanwhile
+		return Reply{}, FieldErrors{"name": []string{"This field must be unique."}}
+	}
+	return Reply{Status: http.StatusCreated, Body: list[0], Header: http.Header{"Location": {list[0].PulpHref}}}, nil
+}
+
+func (s *Server) deleteSchedule(ctx context.Context, r *Request) (Reply, error) {
+	list, err := r.schedules(ctx, []string{r.ID})
+	switch {
+	case err != nil:
+		return Reply{}, err
+	case len(list) == 0:
+		return Reply{}, NotFound("TaskSchedule")
+	}
+	if err := r.may(ctx, s.own.schedules, "core.manage_roles_taskschedule", "core.view_taskschedule"); err != nil {
+		return Reply{}, err
+	}
+	if err := s.Tasks().RemoveSchedule(ctx, list[0].Name); err != nil && !errors.Is(err, tasking.ErrNotFound) {
+		return Reply{}, err
+	}
+	_, err = query(ctx, func(ctx context.Context) (int64, error) {
+		return s.q.UserRoleDrop(ctx, s.db, db.UserRoleDropParams{Model: s.own.schedules.Model, Objects: []string{r.ID}})
+	})
+	return Reply{Status: http.StatusNoContent}, err
+}
+
+// Profiles of tasks.
+
+type profilesReply struct {
+	URLs map[string]string `json:"urls" doc:"Where each profile can be read for an hour, without credentials."`
+}
+
+// linkFor is how long a signed link is good.
+const linkFor = time.Hour
+
+// signature signs a link to a path until a time.
+func (s *Server) signature(ctx context.Context, path, expires string) (string, error) {
+	key, err := query(ctx, func(ctx context.Context) ([]byte, error) { return s.q.APISecretGet(ctx, s.db) })
+	if err != nil {
+		return "", err
+	}
+	mac := hmac.New(sha256.New, key)
+	_, _ = mac.Write([]byte(path + "?" + expires))
+	return hex.EncodeToString(mac.Sum(nil)), nil
+}
+
+func (s *Server) listProfiles(ctx context.Context, r *Request) (Reply, error) {
+	if _, err := s.aTask(ctx, r, "core.view_task"); err != nil {
+		return Reply{}, err
+	}
+	names, err := s.Tasks().ProfileNames(ctx, r.UUID())
+	if err != nil {
+		return Reply{}, err
+	}
+	reply := profilesReply{URLs: map[string]string{}}
+	expires := strconv.FormatInt(time.Now().Add(linkFor).Unix(), 10)
+	for _, name := range names {
+		path := r.Href(s.own.profiles, r.ID) + name + "/"
+		signed, err := s.signature(ctx, path, expires)
+		if err != nil {
+			return Reply{}, err
+		}
+		reply.URLs[name] = r.base() + path + "?" + url.Values{"expires": {expires}, "signature": {signed}}.Encode()
+	}
+	return OK(reply)
+}
+
+func (s *Server) readProfile(ctx context.Context, r *Request) (Reply, error) {
+	expires := r.Query.Get("expires")
+	signed, err := s.signature(ctx, r.URL.Path, expires)
+	if err != nil {
+		return Reply{}, err
+	}
+	until, err := strconv.ParseInt(expires, 10, 64)
+	if err != nil || time.Now().Unix() > until || !hmac.Equal([]byte(signed), []byte(r.Query.Get("signature"))) {
+		return Reply{}, detail(http.StatusForbidden, "The link is not signed, or was good for an hour only: ask for profile_artifacts again.")
+	}
+	data, err := s.Tasks().Profile(ctx, r.UUID(), r.PathValue("name"))
+	if errors.Is(err, tasking.ErrNotFound) {
+		return Reply{}, NotFound("Profile")
+	} else if err != nil {
+		return Reply{}, err
+	}
+	return Reply{Status: http.StatusOK, raw: data, Header: http.Header{"Content-Type": {string(profileMedia)}}}, nil
+}
+
+const profileMedia media = "application/octet-stream"
+
+// pithResources are those that Pulp has not.
+func (s *Server) pithResources() []*Resource {
+	s.own.profiles = &Resource{
+		Base: pithBase, Path: "profiles/", Name: "pith_profiles", Key: "pith_profile", Tag: "Pith: Profiles",
+		Operations: []Operation{{
+			Method: http.MethodGet, Path: wildcard + "{name}/", Verb: "read", Summary: "Read a profile of a task by a signed link: see profile_artifacts.", Public: true,
+			Parameters: []Parameter{{Name: "expires", Type: "string"}, {Name: "signature", Type: "string"}},
+			Replies:    map[int]any{http.StatusOK: profileMedia, http.StatusForbidden: Detail{}}, Do: Bare(s.readProfile),
+		}},
+	}
+	return []*Resource{
+		s.own.profiles,
+		{
+			Base: pithBase, Path: "tasks/", Name: "pith_tasks", Key: "pith_task", Tag: "Pith: Tasks",
+			Operations: []Operation{
+				{Method: http.MethodPost, Verb: "dispatch", Summary: "Dispatch a task.", Replies: map[int]any{http.StatusAccepted: TaskStarted{}}, Do: With(s.dispatchTask)},
+				{
+					Method: http.MethodGet, Path: wildcard + "explain/", Verb: "explain", Summary: "Tell why a task is not running.",
+					Replies: map[int]any{http.StatusOK: explainReply{}}, Do: Bare(s.explainTask),
+				},
+			},
+		},
+		{
+			Base: pithBase, Path: "task-types/", Name: "pith_task_types", Key: "pith_task_type", Tag: "Pith: Tasks",
+			Operations: []Operation{{
+				Method: http.MethodGet, Verb: "list", Summary: "List the task types that can be dispatched.",
+				Replies: map[int]any{http.StatusOK: taskTypesReply{}}, Do: Bare(s.listTaskTypes),
+			}},
+		},
+		{
+			Base: pithBase, Path: "task-schedules/", Name: "pith_task_schedules", Key: "pith_task_schedule", Tag: "Pith: Schedules",
+			Operations: []Operation{
+				{Method: http.MethodPost, Verb: "create", Summary: "Have a task dispatched by the clock.", Replies: map[int]any{http.StatusCreated: scheduleReply{}}, Do: With(s.createSchedule)},
+				{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Remove a schedule; its tasks stay.", Replies: map[int]any{http.StatusNoContent: nil}, Do: Bare(s.deleteSchedule)},
+			},
+		},
+	}
+}

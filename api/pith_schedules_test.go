@@ -1,0 +1,180 @@
+package api_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/pithworks/pith/tasking"
+)
+
+// scheduled is a schedule as the API tells of one.
+type scheduled struct {
+	PulpHref string `json:"pulp_href"`
+	PRN      string
+	Name     string
+	TaskName string     `json:"task_name"`
+	Interval *string    `json:"dispatch_interval"`
+	Next     *time.Time `json:"next_dispatch"`
+	LastTask *string    `json:"last_task"`
+}
+
+// plan asks for a schedule of this name, with more members of its body.
+func plan(name, more string) request {
+	return request{
+		method: http.MethodPost, path: pithRoot + "task-schedules/",
+		body: `{"name": "` + name + `", "task_name": "` + testModule + `dummy_task"` + more + `}`,
+	}
+}
+
+func TestScheduleIsCreatedReadAndDeleted(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	id, task := h.dispatch("dummy_task", nil, tasking.Options{})
+	var made scheduled
+	got := h.want(plan("nightly", `, "args": {"a": [1]}, "priority": 7, "exclusive_resources": ["`+task+`"], "shared_resources": ["free text"],
+		"dispatch_interval": "1 00:00:00", "next_dispatch": "2100-02-03T04:05:06Z"`), http.StatusCreated, &made)
+	want := []string{"pulp_href", "prn", "pulp_created", "pulp_last_updated", "name", "task_name", "dispatch_interval", "next_dispatch", "last_task"}
+	if diff := cmp.Diff(want, members(t, got.body)); diff != "" {
+		t.Errorf("fields (-want +got):\n%s", diff)
+	}
+	if got.header.Get("Location") != made.PulpHref || made.PRN != "prn:core.taskschedule:"+keyIn(made.PulpHref) || made.Name != "nightly" ||
+		made.TaskName != testModule+"dummy_task" || !strings.Contains(string(got.body), `"next_dispatch":"2100-02-03T04:05:06.000000Z"`) || made.LastTask != nil {
+		t.Errorf("created: %s, Location %q", got.body, got.header.Get("Location"))
+	}
+	if read := h.want(request{path: made.PulpHref}, http.StatusOK, nil); string(read.body) != string(got.body) {
+		t.Errorf("created as\n%s and read as\n%s", got.body, read.body)
+	}
+	list, err := h.client.Schedules(t.Context(), 10, 0)
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if s := list[0]; string(s.Args) != `{"a": [1]}` || s.Priority != 7 || !cmp.Equal(s.Exclusive, []string{"prn:core.task:" + id.String()}) ||
+		!cmp.Equal(s.Shared, []string{"free text"}) || s.Interval != 24*time.Hour {
+		t.Errorf("saved: %+v", s)
+	}
+	if n := h.rolesOn(made.PulpHref); n != 1 {
+		t.Errorf("%d roles on it", n)
+	}
+
+	own := request{method: http.MethodDelete, path: strings.Replace(made.PulpHref, root, pithRoot, 1)}
+	h.answers(own, http.StatusNoContent, "")
+	h.answers(own, http.StatusNotFound, noSchedule)
+	h.answers(request{path: made.PulpHref}, http.StatusNotFound, noSchedule)
+	if n := h.rolesOn(made.PulpHref); n != 0 {
+		t.Errorf("%d roles on what is deleted", n)
+	}
+	h.want(plan("nightly", ""), http.StatusCreated, nil) // the name is free again
+}
+
+func TestIntervalOfAScheduleIsTextOfSeveralForms(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for text, want := range map[string]string{
+		"1 00:00:00":       "1 00:00:00",
+		"26:00:00":         "1 02:00:00",
+		"00:05:00":         "00:05:00",
+		"01:30":            "00:01:30",
+		"90":               "00:01:30",
+		"1":                "00:00:01",
+		"00:00:02.300000":  "00:00:02.300000",
+		"1.000001":         "00:00:01.000001",
+		" 3 1:2:3.5 ":      "3 01:02:03.500000",
+		"365 23:59:59.999": "365 23:59:59.999000",
+		"2 5":              "2 00:00:05",
+	} {
+		var got scheduled
+		h.want(plan("every "+text, `, "dispatch_interval": "`+text+`"`), http.StatusCreated, &got)
+		if got.Interval == nil || *got.Interval != want {
+			t.Errorf("%q is told as %s", text, value(t, h.send(request{path: got.PulpHref}).body).(map[string]any)["dispatch_interval"])
+		}
+	}
+}
+
+func TestScheduleByCronOrOnce(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var got scheduled
+	h.want(plan("cron", `, "cron": "30 4 * * *"`), http.StatusCreated, &got)
+	if got.Interval != nil || got.Next == nil || got.Next.UTC().Hour() != 4 || got.Next.Minute() != 30 {
+		t.Errorf("by cron: %+v", got)
+	}
+	h.want(plan("once", ""), http.StatusCreated, &got)
+	var passed bool
+	if err := h.db.Direct.QueryRow(t.Context(), "SELECT now() - $1::timestamptz BETWEEN '0' AND '1 hour'", got.Next).Scan(&passed); err != nil || !passed || got.Interval != nil {
+		t.Errorf("once: %+v, %v", got, err)
+	}
+	if n, err := h.client.DispatchDue(t.Context()); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	h.get(got.PulpHref, &got)
+	if got.Next != nil || got.LastTask == nil {
+		t.Fatalf("once, afterwards: %+v", got)
+	}
+	if task := h.ended(*got.LastTask); task.State != "waiting" {
+		t.Errorf("its task: %+v", task)
+	}
+	h.want(request{method: http.MethodDelete, path: strings.Replace(got.PulpHref, root, pithRoot, 1)}, http.StatusNoContent, nil)
+	if task := h.ended(*got.LastTask); task.State != "waiting" {
+		t.Errorf("its task after the schedule: %+v", task)
+	}
+}
+
+func TestBadSchedulesAreRefused(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.want(plan("taken", `, "cron": "0 0 * * *"`), http.StatusCreated, nil)
+	h.answers(plan("taken", ""), http.StatusBadRequest, `{"name": ["This field must be unique."]}`)
+	h.answers(plan("", ""), http.StatusBadRequest, `{"name": ["This field may not be blank."]}`)
+	h.answers(plan(strings.Repeat("n", 256), ""), http.StatusBadRequest, `{"name": ["Ensure this field has no more than 255 characters."]}`)
+	h.answers(request{method: http.MethodPost, path: pithRoot + "task-schedules/", body: `{"shared_resources": [""]}`}, http.StatusBadRequest,
+		`{"name": ["This field is required."], "task_name": ["This field is required."], "shared_resources": {"0": ["This field may not be blank."]}}`)
+	for _, text := range []string{"abc", "-1", "1 -1", "1:2:3:4", "1 2 3", "1e3", "0x10", "NaN", "Inf", "1.5:00", "1 day", "00:", "70000 00:00:00", "65535 1000000:00:00"} {
+		h.answers(plan("s", `, "dispatch_interval": "`+text+`"`), http.StatusBadRequest,
+			`{"dispatch_interval": ["Duration has wrong format. Use one of these formats instead: [DD] [HH:[MM:]]ss[.uuuuuu]."]}`)
+	}
+	for _, text := range []string{"0", "00:00:00", "0.999", "0 00:00:00.000001"} {
+		h.answers(plan("s", `, "dispatch_interval": "`+text+`"`), http.StatusBadRequest, `{"dispatch_interval": ["Ensure this value is at least a second."]}`)
+	}
+	for more, says := range map[string]string{
+		`, "dispatch_interval": "60", "cron": "0 0 * * *"`: "interval and cron expression exclude each other",
+		`, "cron": "0 0 * *"`:                              "five fields are needed",
+		`, "cron": "60 0 * * *"`:                           "is no minute",
+		`, "cron": "0 0 31 2 *"`:                           "is never due",
+		`, "priority": 10001`:                              "must be between -10000 and 10000",
+		`, "exclusive_resources": ["shared:a"]`:            "must not begin with",
+		`, "args": {"$encrypted": "gAAAA"}`:                "$encrypted",
+	} {
+		got := h.send(plan("s", more))
+		if got.status != http.StatusBadRequest || !strings.HasPrefix(string(got.body), `{"non_field_errors":["`) || !strings.Contains(string(got.body), says) {
+			t.Errorf("%s: %d, %s", more, got.status, got.body)
+		}
+	}
+	if got := names(t, h.want(request{path: "task-schedules/"}, http.StatusOK, nil).body, "name"); !cmp.Equal(got, []string{"taken"}) {
+		t.Errorf("schedules are %v", got)
+	}
+}
+
+func TestScheduleIsDeletedByWhoOwnsIt(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.newUser("dora", "core.task_user_dispatcher")
+	eve := h.newUser("eve", "core.task_user_dispatcher")
+	r := plan("dora's", "")
+	r.user = "dora"
+	var made scheduled
+	h.want(r, http.StatusCreated, &made)
+	h.sees("task-schedules/", "dora", made.PulpHref)
+	h.sees("task-schedules/", "eve")
+
+	remove := request{method: http.MethodDelete, path: strings.Replace(made.PulpHref, root, pithRoot, 1), user: "eve"}
+	h.answers(remove, http.StatusNotFound, noSchedule)
+	h.give(eve, "core.taskschedule_viewer", made.PulpHref)
+	h.answers(remove, http.StatusForbidden, denied)
+	remove.user = "dora"
+	h.answers(remove, http.StatusNoContent, "")
+	h.sees("task-schedules/", "admin")
+}

@@ -1,0 +1,124 @@
+package api
+
+import (
+	"encoding/json"
+	"net/url"
+	"testing"
+
+	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/internal/dbtest"
+	"github.com/pithworks/pith/tasking"
+
+	appstatus "github.com/pithworks/pith/app_status"
+)
+
+// plan is a node of a plan, as PostgreSQL tells it.
+type plan struct {
+	Type     string  `json:"Node Type"`
+	Relation string  `json:"Relation Name"`
+	Rows     float64 `json:"Actual Rows"`
+	Removed  float64 `json:"Rows Removed by Filter"`
+	Loops    float64 `json:"Actual Loops"`
+	Plans    []plan  `json:"Plans"`
+}
+
+// read is how many rows the nodes of a plan have read of table task.
+func (p plan) read() float64 {
+	n := 0.0
+	if p.Relation == "task" {
+		n = (p.Rows + p.Removed) * max(p.Loops, 1)
+	}
+	for _, inner := range p.Plans {
+		n += inner.read()
+	}
+	return n
+}
+
+// TestListsDoNotReadWhatIsCompleted counts the rows that lists and counts by state read beside many completed tasks.
+func TestListsDoNotReadWhatIsCompleted(t *testing.T) {
+	t.Parallel()
+	const completed, most = 30000, 1500
+	d := dbtest.New(t)
+	registry, err := builtin.Registry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	newClient := func(app *appstatus.App) (*tasking.Client, error) {
+		return tasking.New(d.Pool, tasking.Config{Registry: registry, App: app})
+	}
+	s, err := New(d.Pool, newClient, Config{Version: builtin.Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := s.Tasks().NewGroup(t.Context(), "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "pulpcore.app.tasks.test.dummy_task"
+	waiting, err := s.Tasks().DispatchMany(t.Context(), []tasking.Request{
+		{Name: name, Options: tasking.Options{Exclusive: []string{"r"}, Group: &group}}, {Name: name, Options: tasking.Options{Exclusive: []string{"r"}}}, {Name: name},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Tasks().Cancel(t.Context(), waiting[2].ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{
+		`INSERT INTO task (id, created_at, unblocked_at, started_at, finished_at, kind, attempt, state, blocked_on, reserved_resources_record, logging_cid, args)
+		 SELECT gen_random_uuid(), now(), now(), now(), now(), (SELECT min(id) FROM task_kind), 1, 'completed', 0, '{}', '', 'null' FROM generate_series(1, 30000)`,
+		"ANALYZE task", "ANALYZE task_reservation",
+	} {
+		if _, err := d.Direct.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, asked := range []string{
+		"", "limit=10&offset=20", "ordering=pulp_created", "ordering=-pk", "state=waiting", "state=running", "state=canceling", "state=failed", "state=canceled",
+		"state__in=waiting,running", "state__in=failed,canceled", "q=state=failed AND NOT name=x", "state=completed",
+		"task_group=/pulp/api/v3/task-groups/" + group.String() + "/", "parent_task=/pulp/api/v3/tasks/" + waiting[0].ID.String() + "/",
+		"pulp_id__in=" + waiting[0].ID.String(), "created_resources=prn:core.task:" + waiting[0].ID.String(),
+	} {
+		query, err := url.ParseQuery(asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &Request{Query: query, User: &User{Superuser: true}, server: s}
+		scope, q, text, args, err := s.own.taskList.statement(t.Context(), r)
+		if err != nil {
+			t.Fatalf("%s: %v", asked, err)
+		}
+		statements := []struct {
+			text string
+			args []any
+		}{{text, args}}
+		if asked != "state=completed" && asked != "" && query.Get("ordering")+query.Get("limit") == "" { // which are counted otherwise
+			statements = append(statements, struct {
+				text string
+				args []any
+			}{"SELECT count(*) FROM " + s.own.taskList.Relation + " WHERE " + scope + " AND " + q.Where, q.Args})
+		}
+		for _, st := range statements {
+			var raw []byte
+			if err := d.Direct.QueryRow(t.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+st.text, st.args...).Scan(&raw); err != nil {
+				t.Fatalf("%s: %v: %s", asked, err, st.text)
+			}
+			var plans []struct{ Plan plan }
+			if err := json.Unmarshal(raw, &plans); err != nil {
+				t.Fatal(err)
+			}
+			if n := plans[0].Plan.read(); n > most {
+				t.Errorf("%q reads %.0f rows of task: %s\n%s", asked, n, st.text, raw)
+			}
+		}
+	}
+	for asked, want := range map[string]int{"": completed + 3, "state=completed": completed, "state=completed&limit=5": completed} {
+		query, err := url.ParseQuery(asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, ok, err := s.countTasks(t.Context(), &Request{Query: query, server: s}); n != want || !ok || err != nil {
+			t.Errorf("%q: %d %t %v, want %d", asked, n, ok, err, want)
+		}
+	}
+}

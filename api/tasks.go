@@ -1,0 +1,322 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/pithworks/pith/db"
+	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/tasking"
+)
+
+// head is what most replies begin with.
+type head struct {
+	PulpHref        string `json:"pulp_href"`
+	PRN             string `json:"prn" doc:"The Pulp Resource Name."`
+	PulpCreated     Time   `json:"pulp_created"`
+	PulpLastUpdated Time   `json:"pulp_last_updated"`
+}
+
+// headOf is the head of an object that has never been changed since a time.
+func (r *Request) headOf(res *Resource, key string, created, updated time.Time) head {
+	return head{r.Href(res, key), res.PRN(key), Time{created}, Time{updated}}
+}
+
+type taskReply struct {
+	head
+	State                   string           `json:"state" doc:"One of waiting, skipped, running, completed, failed, canceled and canceling."`
+	Name                    string           `json:"name" doc:"The name of the task type."`
+	LoggingCID              string           `json:"logging_cid" doc:"The correlation id of the task's logs."`
+	CreatedBy               *string          `json:"created_by" doc:"The href of the user who dispatched it."`
+	UnblockedAt             *Time            `json:"unblocked_at"`
+	StartedAt               *Time            `json:"started_at"`
+	FinishedAt              *Time            `json:"finished_at"`
+	Error                   *tasking.Error   `json:"error"`
+	Worker                  *string          `json:"worker" doc:"Deprecated: always null. See current_task of workers."`
+	ParentTask              *string          `json:"parent_task"`
+	ChildTasks              []string         `json:"child_tasks"`
+	TaskGroup               *string          `json:"task_group"`
+	ProgressReports         []progressReply  `json:"progress_reports"`
+	CreatedResources        []string         `json:"created_resources"`
+	CreatedResourcePRNs     []string         `json:"created_resource_prns"`
+	ReservedResourcesRecord []string         `json:"reserved_resources_record"`
+	Result                  *json.RawMessage `json:"result"`
+	PulpAPIVersion          string           `json:"pulp_api_version"`
+}
+
+type minimalTask struct {
+	head
+	PulpAPIVersion string  `json:"pulp_api_version"`
+	Name           string  `json:"name"`
+	State          string  `json:"state"`
+	UnblockedAt    *Time   `json:"unblocked_at"`
+	StartedAt      *Time   `json:"started_at"`
+	FinishedAt     *Time   `json:"finished_at"`
+	Worker         *string `json:"worker"`
+}
+
+type progressReply struct {
+	Message string  `json:"message"`
+	Code    string  `json:"code"`
+	State   string  `json:"state"`
+	Total   *int64  `json:"total"`
+	Done    int64   `json:"done"`
+	Suffix  *string `json:"suffix"`
+}
+
+const apiVersion = "v3"
+
+// unavailable stands for what a task created and is gone.
+const unavailable = "<unavailable>"
+
+func (r *Request) taskReply(t tasking.Task, creator *string) taskReply {
+	res := r.server.own.tasks
+	reply := taskReply{
+		head:  r.headOf(res, t.ID.String(), t.CreatedAt, t.CreatedAt),
+		State: string(t.State), Name: t.Name, LoggingCID: t.CorrelationID, CreatedBy: creator,
+		UnblockedAt: timePtr(t.UnblockedAt), StartedAt: timePtr(t.StartedAt), FinishedAt: timePtr(t.FinishedAt), Error: t.Error,
+		ParentTask: r.hrefOrNull(res, t.Parent), ChildTasks: []string{}, TaskGroup: r.hrefOrNull(r.server.own.groups, t.Group),
+		ProgressReports: []progressReply{}, CreatedResources: []string{}, CreatedResourcePRNs: some(t.Created),
+		ReservedResourcesRecord: t.Reserved, PulpAPIVersion: apiVersion,
+	}
+	for _, child := range t.Children {
+		reply.ChildTasks = append(reply.ChildTasks, r.Href(res, child.String()))
+	}
+	for _, p := range t.Progress {
+		report := progressReply{Message: p.Message, Code: p.Code, State: string(p.State), Total: p.Total, Done: p.Done}
+		if p.Suffix != "" {
+			report.Suffix = &p.Suffix
+		}
+		reply.ProgressReports = append(reply.ProgressReports, report)
+	}
+	for _, prn := range t.Created {
+		href := unavailable
+		if o, ok := r.Resolve(prn); ok {
+			href = r.Href(o.Resource, o.Keys...)
+		}
+		reply.CreatedResources = append(reply.CreatedResources, href)
+	}
+	if t.Result != nil {
+		reply.Result = &t.Result
+	}
+	return reply
+}
+
+func (r *Request) hrefOrNull(res *Resource, id *uuid.UUID) *string {
+	if id == nil {
+		return nil
+	}
+	href := r.Href(res, id.String())
+	return &href
+}
+
+func (r *Request) minimalTask(t tasking.Task) minimalTask {
+	return minimalTask{
+		head: r.headOf(r.server.own.tasks, t.ID.String(), t.CreatedAt, t.CreatedAt), PulpAPIVersion: apiVersion, Name: t.Name, State: string(t.State),
+		UnblockedAt: timePtr(t.UnblockedAt), StartedAt: timePtr(t.StartedAt), FinishedAt: timePtr(t.FinishedAt),
+	}
+}
+
+// minimal reports whether the client wants the short form.
+func (r *Request) minimal() bool {
+	on, err := strconv.ParseBool(r.last("minimal"))
+	return err == nil && on
+}
+
+// creators are the hrefs of those who dispatched these tasks.
+func (r *Request) creators(ctx context.Context, ids []string) (map[string]string, error) {
+	rows, err := query(ctx, func(ctx context.Context) ([]db.UserRoleOfObjectsRow, error) {
+		return r.server.q.UserRoleOfObjects(ctx, r.server.db, db.UserRoleOfObjectsParams{Model: taskModel, Objects: ids})
+	})
+	out := map[string]string{}
+	for _, row := range rows {
+		if row.Role == roleDispatcher {
+			out[row.Object] = r.Href(r.server.own.users, strconv.Itoa(int(row.UserID)))
+		}
+	}
+	return out, err
+}
+
+const (
+	taskModel      = "core.task"
+	roleOwner      = "core.task_owner"
+	roleDispatcher = "core.task_user_dispatcher"
+)
+
+// readTasks reads tasks in the order of their ids.
+func (r *Request) readTasks(ctx context.Context, keys []string) ([]tasking.Task, error) {
+	ids := make([]uuid.UUID, len(keys))
+	for i, key := range keys {
+		ids[i] = uuid.MustParse(key)
+	}
+	return r.server.Tasks().GetMany(ctx, ids...)
+}
+
+func (s *Server) listTasks(ctx context.Context, r *Request) (Reply, error) {
+	found, err := s.own.taskList.page(ctx, r)
+	if err != nil {
+		return Reply{}, err
+	}
+	tasks, err := r.readTasks(ctx, found.keys)
+	if err != nil {
+		return Reply{}, err
+	}
+	if r.minimal() {
+		list := make([]minimalTask, len(tasks))
+		for i, t := range tasks {
+			list[i] = r.minimalTask(t)
+		}
+		return OK(newPage(found, list))
+	}
+	creators, err := r.creators(ctx, found.keys)
+	if err != nil {
+		return Reply{}, err
+	}
+	list := make([]taskReply, len(tasks))
+	for i, t := range tasks {
+		list[i] = r.taskReply(t, lookup(creators, t.ID.String()))
+	}
+	return OK(newPage(found, list))
+}
+
+func lookup(m map[string]string, key string) *string {
+	if v, ok := m[key]; ok {
+		return &v
+	}
+	return nil
+}
+
+// aTask reads the task that the path names, if the user may see it and do what needs a permission.
+func (s *Server) aTask(ctx context.Context, r *Request, permission string) (tasking.Task, error) {
+	t, err := s.Tasks().Get(ctx, r.UUID())
+	if errors.Is(err, tasking.ErrNotFound) {
+		return t, NotFound("Task")
+	}
+	if err == nil {
+		err = r.may(ctx, s.own.tasks, permission, "core.view_task")
+	}
+	return t, err
+}
+
+func (s *Server) readTask(ctx context.Context, r *Request) (Reply, error) {
+	t, err := s.aTask(ctx, r, "core.view_task")
+	if err != nil {
+		return Reply{}, err
+	}
+	if r.minimal() {
+		return OK(r.minimalTask(t))
+	}
+	creators, err := r.creators(ctx, []string{r.ID})
+	if err != nil {
+		return Reply{}, err
+	}
+	return OK(r.taskReply(t, lookup(creators, r.ID)))
+}
+
+// canceledState is the one state that a client can ask for.
+type canceledState string
+
+// Choices is that state alone.
+func (canceledState) Choices() []string { return []string{string(tasking.Canceled)} }
+
+type cancelBody struct {
+	State canceledState `json:"state" api:"required" doc:"The desired state; only canceled is possible."`
+}
+
+func (s *Server) cancelTask(ctx context.Context, r *Request, _ cancelBody) (Reply, error) {
+	if _, err := s.aTask(ctx, r, "core.change_task"); err != nil {
+		return Reply{}, err
+	}
+	state, err := s.Tasks().Cancel(ctx, r.UUID())
+	if err != nil && !errors.Is(err, tasking.ErrNotFound) {
+		return Reply{}, err
+	}
+	t, err := s.aTask(ctx, r, "core.change_task")
+	if err != nil {
+		return Reply{}, err
+	}
+	// Who created it is not told here, as in Pulp. What has been canceled may have failed since.
+	reply := Reply{Status: http.StatusOK, Body: r.taskReply(t, nil)}
+	if state != tasking.Canceling && state != tasking.Canceled {
+		reply.Status = http.StatusConflict
+	}
+	return reply, nil
+}
+
+func (s *Server) deleteTask(ctx context.Context, r *Request) (Reply, error) {
+	if _, err := s.aTask(ctx, r, "core.delete_task"); err != nil {
+		return Reply{}, err
+	}
+	switch err := s.Tasks().Delete(ctx, r.UUID()); {
+	case errors.Is(err, tasking.ErrNotFound):
+		return Reply{}, NotFound("Task")
+	case errors.Is(err, tasking.ErrUnfinished):
+		return Reply{Status: http.StatusConflict}, nil
+	case err != nil:
+		return Reply{}, err
+	}
+	return Reply{Status: http.StatusNoContent}, nil
+}
+
+// finalState is a state in which a task can be purged.
+type finalState string
+
+// Choices are the states, in Pulp's order.
+func (finalState) Choices() []string { return []string{"skipped", "completed", "failed", "canceled"} }
+
+type purgeBody struct {
+	IgnoreUnknown
+	FinishedBefore *Time        `json:"finished_before" doc:"Purge tasks that finished earlier. Default: 30 days ago."`
+	States         []finalState `json:"states" default:"[\"completed\"]" doc:"Purge tasks in these states only."`
+}
+
+// purgeAge is how old tasks must be that are purged, unless the client says otherwise.
+const purgeAge = 30 * 24 * time.Hour
+
+func (s *Server) purgeTasks(ctx context.Context, r *Request, body purgeBody) (Reply, error) {
+	args := tasking.Purge{FinishedBefore: time.Now().UTC().Add(-purgeAge).Truncate(24 * time.Hour), States: []tasking.State{tasking.Completed}}
+	if body.FinishedBefore != nil {
+		args.FinishedBefore = body.FinishedBefore.Time
+	}
+	if len(body.States) > 0 {
+		args.States = nil
+		for _, state := range body.States {
+			args.States = append(args.States, tasking.State(state))
+		}
+	}
+	if !r.User.Superuser {
+		args.Owner = r.User.ID
+	}
+	return r.Dispatch(ctx, tasking.Request{Name: builtin.Purge, Args: args})
+}
+
+// diagnostics are the profiles that the client wants of tasks. Those that Pulp has and Pith has not are passed over.
+func (r *Request) diagnostics() (names []string) {
+	for name := range strings.SplitSeq(r.Header.Get("X-Task-Diagnostics"), ",") {
+		if name = strings.TrimSpace(name); slices.Contains(tasking.Profiles, name) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Dispatch hands out a task for the user who asks, and answers 202 with its href.
+func (r *Request) Dispatch(ctx context.Context, req tasking.Request) (Reply, error) {
+	req.CorrelationID, req.Diagnostics = correlationID(ctx), r.diagnostics()
+	d, err := r.server.Tasks().Dispatch(ctx, req)
+	if err != nil {
+		return Reply{}, err
+	}
+	if err := r.grant(ctx, taskModel, d.ID.String(), roleOwner, roleDispatcher); err != nil {
+		return Reply{}, err
+	}
+	return Reply{Status: http.StatusAccepted, Body: TaskStarted{r.Href(r.server.own.tasks, d.ID.String())}}, nil
+}

@@ -1,0 +1,2 @@
+-- name: APISecretGet :one
+SELECT secret FROM api_secret;

@@ -1,0 +1,94 @@
+-- +goose Up
+
+-- Who may use the REST API, and what for.
+CREATE TABLE auth_user (
+    id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    username     text        NOT NULL,
+    password     text        NOT NULL,
+    first_name   text        NOT NULL DEFAULT '',
+    last_name    text        NOT NULL DEFAULT '',
+    email        text        NOT NULL DEFAULT '',
+    is_staff     boolean     NOT NULL DEFAULT false,
+    is_active    boolean     NOT NULL DEFAULT true,
+    is_superuser boolean     NOT NULL DEFAULT false,
+    date_joined  timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT auth_user_username_unique UNIQUE (username),
+    CONSTRAINT auth_user_username_not_empty CHECK (username <> '')
+);
+
+COMMENT ON TABLE auth_user IS 'Who may use the REST API.';
+COMMENT ON COLUMN auth_user.password IS 'A bcrypt hash; empty: nobody can log in.';
+COMMENT ON COLUMN auth_user.is_superuser IS 'May do everything that can be done.';
+
+CREATE TABLE user_role (
+    id         uuid PRIMARY KEY,
+    user_id    int         NOT NULL,
+    role       text        NOT NULL,
+    model      text        NOT NULL DEFAULT '',
+    object     text        NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT user_role_user_fkey FOREIGN KEY (user_id) REFERENCES auth_user ON DELETE CASCADE,
+    CONSTRAINT user_role_unique UNIQUE (user_id, role, model, object),
+    CONSTRAINT user_role_of_one_object CHECK ((model = '') = (object = ''))
+);
+
+-- For lists of what somebody may see, for the creators of objects, and when an object is deleted.
+CREATE INDEX user_role_object ON user_role (model, object);
+
+COMMENT ON TABLE user_role IS 'What users may do: a role on one object, or on all.';
+COMMENT ON COLUMN user_role.role IS 'One of the roles that the program knows, such as core.task_owner.';
+COMMENT ON COLUMN user_role.model IS 'The model of the object, such as core.task; empty: the role is for all objects of its permissions.';
+COMMENT ON COLUMN user_role.object IS 'The key of the object, as its PRN ends. No foreign key: what deletes the object deletes its roles.';
+
+-- Profiles of the runs of tasks, for whom they were asked for.
+CREATE TABLE task_profile (
+    task_id uuid  NOT NULL,
+    name    text  NOT NULL,
+    data    bytea NOT NULL,
+    CONSTRAINT task_profile_pkey PRIMARY KEY (task_id, name),
+    CONSTRAINT task_profile_task_fkey FOREIGN KEY (task_id) REFERENCES task ON DELETE CASCADE
+);
+
+COMMENT ON TABLE task_profile IS 'Profiles of the last attempts of tasks that were dispatched with the wish for them.';
+COMMENT ON COLUMN task_profile.name IS 'memory_profile, cpu_profile or heap_profile.';
+
+CREATE TABLE api_secret (
+    sole   boolean PRIMARY KEY DEFAULT true,
+    secret bytea NOT NULL,
+    CONSTRAINT api_secret_sole CHECK (sole)
+);
+
+COMMENT ON TABLE api_secret IS 'The key with which the processes of the REST API sign links that need no credentials.';
+
+INSERT INTO api_secret (secret) VALUES (decode(replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''), 'hex'));
+
+-- What lists of the REST API select from and order by.
+CREATE VIEW api_task AS
+SELECT t.id, t.state, k.name, t.logging_cid, t.created_at, t.unblocked_at, t.started_at, t.finished_at, t.parent_task, t.task_group,
+    task_reserved(t.reserved_resources_record) AS reserved
+FROM task t JOIN task_kind k ON k.id = t.kind;
+
+-- All but the completed ones, found by what indexes have no others. Each state is a branch of its own: those that nobody
+-- asks for are not read.
+CREATE VIEW api_task_state AS
+SELECT 'waiting'::text AS state, t.id FROM task t WHERE t.state = 'waiting' AND t.blocked_on = 0
+UNION ALL SELECT 'waiting', t.id FROM task t WHERE t.state = 'waiting' AND t.blocked_on IS NULL
+UNION ALL SELECT 'waiting', t.id FROM task_reservation r JOIN task t ON t.id = r.task WHERE NOT r.granted AND t.state = 'waiting' AND t.blocked_on > 0
+UNION ALL SELECT 'running', t.id FROM task t WHERE t.state = 'running' AND t.app_lock IS NOT NULL
+UNION ALL SELECT 'running', t.id FROM task t WHERE t.state = 'running' AND t.app_lock IS NULL
+UNION ALL SELECT 'canceling', t.id FROM task t WHERE t.state = 'canceling'
+UNION ALL SELECT 'failed', t.id FROM task t WHERE t.state = 'failed'
+UNION ALL SELECT 'canceled', t.id FROM task t WHERE t.state = 'canceled'
+UNION ALL SELECT 'skipped', t.id FROM task t WHERE t.state = 'skipped';
+
+CREATE VIEW api_worker AS
+SELECT a.id, a.name, a.created_at, a.last_heartbeat, a.last_heartbeat + a.ttl >= now() AS online
+FROM app_status a WHERE a.app_type = 'worker';
+
+COMMENT ON VIEW api_task IS 'Tasks as lists of the REST API select them.';
+COMMENT ON VIEW api_task_state IS 'Tasks in other states than completed, some twice: by indexes that do not have the completed ones.';
+COMMENT ON VIEW api_worker IS 'Workers as lists of the REST API select them.';
+
+-- +goose Down
+DROP VIEW api_worker, api_task_state, api_task;
+DROP TABLE api_secret, task_profile, user_role, auth_user;
