@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -45,13 +46,18 @@ type users struct {
 	key []byte
 	// hashing bounds how many passwords are hashed at the same time: whoever guesses shall not have all processors.
 	hashing chan struct{}
+	// waiting are those who wait for that.
+	waiting chan struct{}
 
 	mu       sync.Mutex
 	verified map[[sha256.Size]byte]struct{}
 }
 
 func newUsers(pool *pgxpool.Pool) *users {
-	u := &users{db: pool, q: db.New(), key: make([]byte, 32), hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verified: map[[sha256.Size]byte]struct{}{}}
+	u := &users{
+		db: pool, q: db.New(), key: make([]byte, 32), hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		waiting: make(chan struct{}, maxWaiting), verified: map[[sha256.Size]byte]struct{}{},
+	}
 	_, _ = rand.Read(u.key) // it never fails
 	return u
 }
@@ -80,6 +86,12 @@ func (u *users) authenticate(ctx context.Context, r *http.Request) (*User, error
 	return &User{ID: int(row.ID), Name: row.Username, Superuser: row.IsSuperuser}, nil
 }
 
+// unusable is what the database keeps of nobody's password: no hash begins so, and no two are alike.
+func unusable() string { return "!" + rand.Text() }
+
+// usable reports whether what the database keeps of a password is a hash.
+func usable(hash string) bool { return hash != "" && hash[0] != '!' }
+
 // nobody is a hash that no password fits.
 var nobody = sync.OnceValue(func() []byte {
 	hash, err := bcrypt.GenerateFromPassword([]byte(rand.Text()), hashCost)
@@ -97,21 +109,19 @@ func (u *users) verify(ctx context.Context, hash, password string) (bool, error)
 	u.mu.Lock()
 	_, known := u.verified[code]
 	u.mu.Unlock()
-	if known && hash != "" {
+	if known {
 		return true, nil
 	}
-	select {
-	case u.hashing <- struct{}{}:
-		defer func() { <-u.hashing }()
-	case <-ctx.Done():
-		return false, ctx.Err()
+	if err := u.slot(ctx); err != nil {
+		return false, err
 	}
+	defer func() { <-u.hashing }()
 	compare := []byte(hash)
-	if hash == "" {
+	if !usable(hash) {
 		compare = nobody()
 	}
 	// bcrypt passes over what is beyond its limit: no hash is of so long a password.
-	if bcrypt.CompareHashAndPassword(compare, []byte(password)) != nil || hash == "" || len(password) > maxPassword {
+	if bcrypt.CompareHashAndPassword(compare, []byte(password)) != nil || !usable(hash) || len(password) > maxPassword {
 		return false, nil
 	}
 	u.mu.Lock()
@@ -123,8 +133,43 @@ func (u *users) verify(ctx context.Context, hash, password string) (bool, error)
 	return true, nil
 }
 
-// HashPassword makes what the database keeps of a password.
-func HashPassword(password string) (string, error) {
+// maxWaiting and maxWait bound who waits for a slot: beyond that a client is told to come back.
+const (
+	maxWaiting = 64
+	maxWait    = 5 * time.Second
+)
+
+var errBusy = &ResponseError{
+	Status: http.StatusServiceUnavailable, Body: Detail{"Too many passwords are to be verified at the moment."}, Header: http.Header{"Retry-After": {"1"}},
+}
+
+// slot takes one of those in which passwords are hashed; who has got one gives it back.
+func (u *users) slot(ctx context.Context) error {
+	select {
+	case u.hashing <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case u.waiting <- struct{}{}:
+		defer func() { <-u.waiting }()
+	default:
+		return errBusy
+	}
+	most := time.NewTimer(maxWait)
+	defer most.Stop()
+	select {
+	case u.hashing <- struct{}{}:
+		return nil
+	case <-most.C:
+		return errBusy
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// hashPassword makes what the database keeps of a password.
+func hashPassword(password string) (string, error) {
 	if len(password) > maxPassword {
 		return "", FieldErrors{"password": []string{"Ensure this field has no more than 72 bytes."}}
 	}
@@ -168,9 +213,9 @@ type Role struct {
 	Permissions       []string
 }
 
-// Roles are all roles, by name.
-var Roles = []Role{
-	{"core.task_owner", "Allow all actions on a task.", []string{"core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task"}},
+// coreRoles are those of the core, by name.
+var coreRoles = []Role{
+	{"core.task_owner", "Allow all actions on a task.", []string{"core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task", "core.view_task_profile_artifacts"}},
 	{"core.task_user_dispatcher", "Has dispatched a task.", []string{"core.add_task"}},
 	{"core.task_viewer", "View any task.", []string{"core.view_task"}},
 	{"core.taskschedule_owner", "Manage a task schedule.", []string{"core.manage_roles_taskschedule", "core.view_taskschedule"}},
@@ -178,17 +223,29 @@ var Roles = []Role{
 }
 
 // role finds a role by its name.
-func role(name string) (Role, bool) {
-	i := slices.IndexFunc(Roles, func(r Role) bool { return r.Name == name })
+func (s *Server) role(name string) (Role, bool) {
+	i := slices.IndexFunc(s.roles, func(r Role) bool { return r.Name == name })
 	if i < 0 {
 		return Role{}, false
 	}
-	return Roles[i], true
+	return s.roles[i], true
+}
+
+// on reports whether the role has a permission on objects of a model.
+func (r Role) on(model string) bool {
+	return slices.ContainsFunc(r.Permissions, func(p string) bool { return concerns(p, model) })
+}
+
+// concerns reports whether a permission is one on objects of a model: core.view_task_profile_artifacts is on core.task.
+func concerns(permission, model string) bool {
+	app, name, _ := strings.Cut(model, ".")
+	action, ok := strings.CutPrefix(permission, app+".")
+	return ok && strings.Contains(action+"_", "_"+name+"_")
 }
 
 // rolesWith are the names of the roles that have a permission.
-func rolesWith(permission string) (names []string) {
-	for _, r := range Roles {
+func (s *Server) rolesWith(permission string) (names []string) {
+	for _, r := range s.roles {
 		if slices.Contains(r.Permissions, permission) {
 			names = append(names, r.Name)
 		}
@@ -205,7 +262,7 @@ func (r *Request) permissions(ctx context.Context, res *Resource, key string) ([
 	if err != nil {
 		return nil, err
 	}
-	for _, each := range Roles {
+	for _, each := range r.server.roles {
 		if r.User.Superuser || slices.Contains(held, each.Name) {
 			out = append(out, each.Permissions...)
 		}
@@ -214,16 +271,24 @@ func (r *Request) permissions(ctx context.Context, res *Resource, key string) ([
 	return slices.Compact(out), nil
 }
 
-// May tells whether the user has a permission on an object. ErrNotFound's problem: not even to see it.
-func (r *Request) may(ctx context.Context, res *Resource, permission, view string) error {
+// May tells whether the user has a permission on the object of a resource that the path names, or on all where the path
+// names none. Who has not even the one to see the object is told that it is not there. Objects that have parents have no
+// rights of their own: ask for those on the parent.
+func (r *Request) May(ctx context.Context, res *Resource, permission, view string) error {
 	if r.User.Superuser {
 		return nil
 	}
-	have, err := r.permissions(ctx, res, r.ID)
+	key := r.ID
+	for at := r.resource; at != nil; at = at.Parent {
+		if at == res {
+			key = r.PathValue(res.parameter())
+		}
+	}
+	have, err := r.permissions(ctx, res, key)
 	switch {
 	case err != nil:
 		return err
-	case !slices.Contains(have, view):
+	case key != "" && !slices.Contains(have, view):
 		return NotFound(res.Noun)
 	case !slices.Contains(have, permission):
 		return errDenied

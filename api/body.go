@@ -142,7 +142,7 @@ func formValue(f field, form url.Values) (json.RawMessage, bool) {
 		return nil, false
 	}
 	t := f.typ
-	if t.Kind() == reflect.Pointer {
+	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
 	var v any = list[len(list)-1]
@@ -176,10 +176,15 @@ var null = []byte("null")
 func (f field) set(to reflect.Value, raw json.RawMessage) *fieldError {
 	if to.Kind() == reflect.Pointer {
 		if bytes.Equal(raw, null) && f.null {
+			if to.Type().Elem().Kind() == reflect.Pointer { // to one that is null
+				to.Set(reflect.New(to.Type().Elem()))
+			}
 			return nil
 		}
-		to.Set(reflect.New(to.Type().Elem()))
-		to = to.Elem()
+		for to.Kind() == reflect.Pointer {
+			to.Set(reflect.New(to.Type().Elem()))
+			to = to.Elem()
+		}
 	}
 	if to.Type() == reflect.TypeFor[json.RawMessage]() {
 		if hasZero(raw) {
@@ -206,12 +211,44 @@ func (f field) set(to reflect.Value, raw json.RawMessage) *fieldError {
 		}
 		to.SetInt(n)
 		return nil
+	case reflect.Float64:
+		return setFloat(to, raw)
 	case reflect.Slice:
 		return f.setList(to, raw)
 	case reflect.Map:
-		return setTexts(to, raw)
+		return f.setMap(to, raw)
 	default:
-		panic("api: a body has a field of the type " + to.Type().String())
+		panic("api: a body has a field of the type " + to.Type().String()) // settable refuses it
+	}
+}
+
+// bodyType tells why a type cannot be that of bodies.
+func bodyType(t reflect.Type) error {
+	if t.Kind() != reflect.Struct {
+		return fmt.Errorf("a body is a struct, not a %s", t)
+	}
+	for _, f := range fieldsOf(t) {
+		if !settable(f.typ) {
+			return fmt.Errorf("the field %s of %s: bodies have no fields of the type %s", f.name, t, f.typ)
+		}
+	}
+	return nil
+}
+
+// settable reports whether the field of a body can be of a type.
+func settable(t reflect.Type) bool {
+	if t == timeType || t == reflect.TypeFor[json.RawMessage]() {
+		return true
+	}
+	switch t.Kind() {
+	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
+		return true
+	case reflect.Pointer, reflect.Slice:
+		return settable(t.Elem())
+	case reflect.Map:
+		return t.Key().Kind() == reflect.String && settable(t.Elem())
+	default:
+		return false
 	}
 }
 
@@ -275,6 +312,16 @@ func setBool(to reflect.Value, raw json.RawMessage) *fieldError {
 	return nil
 }
 
+func setFloat(to reflect.Value, raw json.RawMessage) *fieldError {
+	text := strings.TrimSpace(strings.Trim(string(raw), `"`))
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || strings.Trim(text, "0123456789.eE+-") != "" { // as NaN is
+		return wrong("A valid number is required.")
+	}
+	to.SetFloat(n)
+	return nil
+}
+
 func setTime(to reflect.Value, raw json.RawMessage) *fieldError {
 	var text string
 	if json.Unmarshal(raw, &text) == nil {
@@ -307,15 +354,30 @@ func (f field) setList(to reflect.Value, raw json.RawMessage) *fieldError {
 	return nil
 }
 
-// setTexts sets a map of texts.
-func setTexts(to reflect.Value, raw json.RawMessage) *fieldError {
-	if pythonType(raw) != "dict" {
+// setMap sets a map by texts. Its values are as they come, null if they are pointers.
+func (f field) setMap(to reflect.Value, raw json.RawMessage) *fieldError {
+	var in map[string]json.RawMessage
+	if pythonType(raw) != "dict" || json.Unmarshal(raw, &in) != nil {
 		return wrong("Expected a dictionary of items but got type %q.", pythonType(raw))
 	}
-	out := map[string]string{}
-	if hasZero(raw) || json.Unmarshal(raw, &out) != nil {
-		return wrong("Not a valid string.")
+	element := to.Type().Elem()
+	f.blank, f.null = true, element.Kind() == reflect.Pointer
+	out, bad := reflect.MakeMapWithSize(to.Type(), len(in)), map[string]any{}
+	for name, item := range in {
+		value := reflect.New(element).Elem()
+		err := f.set(value, item)
+		if strings.ContainsRune(name, 0) {
+			err = wrong("Null characters are not allowed.")
+		}
+		if err != nil {
+			bad[name] = err.message
+			continue
+		}
+		out.SetMapIndex(reflect.ValueOf(name).Convert(to.Type().Key()), value)
 	}
-	to.Set(reflect.ValueOf(out))
+	if len(bad) > 0 {
+		return &fieldError{bad}
+	}
+	to.Set(out)
 	return nil
 }

@@ -1,9 +1,11 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -19,18 +21,21 @@ import (
 // sample is a body with fields of all kinds.
 type sample struct {
 	sampleInner
-	Name   string            `json:"name" api:"required" max:"5"`
-	Title  *string           `json:"title" api:"null"`
-	Secret *string           `json:"secret" api:"blank null secret"`
-	State  finalState        `json:"state"`
-	States []finalState      `json:"states"`
-	Names  []string          `json:"names"`
-	On     *bool             `json:"on"`
-	Count  *int              `json:"count"`
-	At     *Time             `json:"at"`
-	Any    json.RawMessage   `json:"any"`
-	Map    map[string]string `json:"map"`
-	Hidden string            `json:"-"`
+	Name   string             `json:"name" api:"required" max:"5"`
+	Title  *string            `json:"title" api:"null"`
+	Secret *string            `json:"secret" api:"blank null secret"`
+	State  finalState         `json:"state"`
+	States []finalState       `json:"states"`
+	Names  []string           `json:"names"`
+	On     *bool              `json:"on"`
+	Count  *int               `json:"count"`
+	At     *Time              `json:"at"`
+	Any    json.RawMessage    `json:"any"`
+	Map    map[string]string  `json:"map"`
+	Labels map[string]*string `json:"labels"`
+	Ratio  *float64           `json:"ratio"`
+	Share  Float              `json:"share"`
+	Hidden string             `json:"-"`
 }
 
 type sampleInner struct {
@@ -113,6 +118,12 @@ func TestBodiesAreDecoded(t *testing.T) {
 		{asJSON, `{"name": "a", "any": null}`, named(func(s *sample) { s.Any = json.RawMessage(`null`) })},
 		{asJSON, `{"name": "a", "any": "\\u0000"}`, named(func(s *sample) { s.Any = json.RawMessage(`"\\u0000"`) })}, // a backslash, and letters
 		{asJSON, `{"name": "a", "map": {"x": "y", "": " "}}`, named(func(s *sample) { s.Map = map[string]string{"x": "y", "": " "} })},
+		{asJSON, `{"name": "a", "map": {"a": 1}}`, named(func(s *sample) { s.Map = map[string]string{"a": "1"} })},
+		{asJSON, `{"name": "a", "map": {}, "labels": {"a": null, "b": "", "c": " c"}}`, named(func(s *sample) {
+			s.Map, s.Labels = map[string]string{}, map[string]*string{"a": nil, "b": new(""), "c": new(" c")}
+		})},
+		{asJSON, `{"name": "a", "ratio": 32, "share": "-2.5e1"}`, named(func(s *sample) { s.Ratio, s.Share = new(32.0), -25 })},
+		{asForm, `name=a&ratio=+0.5+&share=1&labels={"a":+null}`, named(func(s *sample) { s.Ratio, s.Share, s.Labels = new(0.5), 1, map[string]*string{"a": nil} })},
 		{"Application/JSON; charset=utf-8", `{"name": "a"}`, sample{Name: "a"}},
 		{asForm, "name=+a+b+", sample{Name: "a b"}},
 		{asForm, "name=b&name=a", sample{Name: "a"}},
@@ -146,6 +157,7 @@ func TestWrongBodiesAreExplainedFieldByField(t *testing.T) {
 	const (
 		notBoolean = "Must be a valid boolean."
 		notInteger = "A valid integer is required."
+		notNumber  = "A valid number is required."
 		notText    = "Not a valid string."
 		zero       = "Null characters are not allowed."
 		blank      = "This field may not be blank."
@@ -170,8 +182,20 @@ func TestWrongBodiesAreExplainedFieldByField(t *testing.T) {
 		{asJSON, `{"name": "a", "any": "\u0000"}`, "any", zero},
 		{asJSON, `{"name": "a", "any": {"\\\u0000": 1}}`, "any", zero},
 		{asJSON, `{"name": "a", "map": []}`, "map", `Expected a dictionary of items but got type "list".`},
-		{asJSON, `{"name": "a", "map": {"a": 1}}`, "map", notText},
-		{asJSON, `{"name": "a", "map": {"a": "\u0000"}}`, "map", notText},
+		{asJSON, `{"name": "a", "map": {"a": [], "b": "b"}}`, "map", "a: " + notText},
+		{asJSON, `{"name": "a", "map": {"a": null}}`, "map", "a: This field may not be null."},
+		{asJSON, `{"name": "a", "map": {"a": "\u0000"}}`, "map", "a: " + zero},
+		{asJSON, `{"name": "a", "labels": {"a\u0000": "b"}}`, "labels", "a\u0000: " + zero},
+		{asJSON, `{"name": "a", "labels": null}`, "labels", "This field may not be null."},
+		{asJSON, `{"name": "a", "ratio": true}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "ratio": "NaN"}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "ratio": "-inf"}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "ratio": "0x10"}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "ratio": "1_0"}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "ratio": 1e999}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "ratio": ""}`, "ratio", notNumber},
+		{asJSON, `{"name": "a", "share": null}`, "share", "This field may not be null."},
+		{asForm, "name=a&share=x", "share", notNumber},
 		{asJSON, `{"name": "a", "Hidden": "x"}`, "Hidden", "Unexpected field"},
 		{asJSON, `{"name": "a", "-": "x"}`, "-", "Unexpected field"},
 		{asJSON, `{"name": "a", "BIG": 1}`, "BIG", "Unexpected field"},
@@ -188,6 +212,9 @@ func TestWrongBodiesAreExplainedFieldByField(t *testing.T) {
 		want := FieldErrors{tt.field: []string{tt.want}}
 		if tt.field == "names" {
 			want = FieldErrors{"names": map[string]any{"0": []string{blank}}}
+		}
+		if key, text, ok := strings.Cut(tt.want, ": "); ok {
+			want = FieldErrors{tt.field: map[string]any{key: []string{text}}}
 		}
 		if diff := cmp.Diff(want, got); !ok || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.body, err, diff)
@@ -219,13 +246,31 @@ func TestBodyThatFitsIsRead(t *testing.T) {
 	}
 }
 
+func TestNumbersAreWrittenAsPythonDoes(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[Float]string{
+		32: "32.0", 0: "0.0", Float(math.Copysign(0, -1)): "-0.0", 0.1: "0.1", -2.5: "-2.5", 1e15: "1000000000000000.0", 9999999999999998: "9999999999999998.0",
+		1e16: "1e+16", 1.5e16: "1.5e+16", 1e22: "1e+22", 1e-4: "0.0001", 0.00012: "0.00012", 1e-5: "1e-05", 1.5e-7: "1.5e-07", 5e-324: "5e-324",
+		math.MaxFloat64: "1.7976931348623157e+308", 123456789012345680: "1.2345678901234568e+17",
+	} {
+		if got, err := marshal(struct{ N *Float }{&n}); err != nil || string(got) != `{"N":`+want+`}` {
+			t.Errorf("%s %v, want %s", got, err, want)
+		}
+	}
+	for _, n := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+		if got, err := marshal(Float(n)); err == nil {
+			t.Errorf("%v is written %s", n, got)
+		}
+	}
+}
+
 // FuzzBody decodes anything: what comes out is as the fields promise, or the client is told what is wrong.
 func FuzzBody(f *testing.F) {
 	for i, seed := range []string{
 		`{"name": "a", "title": null, "secret": "", "state": "failed", "states": ["skipped"], "names": ["x"], "on": true, "count": 1, "at": "2024-05-01", "any": {}, "map": {"a": "b"}, "big": 2}`,
 		`name=a&names=["x"]&any={&map={}&on=off&at=2024-05-01+10:11&x=%00`, formPart("name", "a") + formPart("any", "[") + "--b--",
 		`{"name": "\ud800", "any": "\\\u0000", "map": {"a": null}}`, "name=%ff&state=%22&names=", formPart("name", "\xff") + "--b",
-		`[`, "%", "--b", ` null `, "&;=", "--b--", `{"count": 1e5, "at": "0000-01-01", "states": [[]]}`, "", "\r\n",
+		`[`, "%", "--b", ` null `, `{"name": "a", "labels": {"a": null, "\u0000": ""}, "ratio": 1e3, "share": "0.1"}`, "&;=", "--b--", `{"count": 1e5, "at": "0000-01-01", "states": [[]]}`, "", "\r\n",
 	} {
 		f.Add(i%3, seed)
 	}
@@ -272,6 +317,14 @@ func FuzzBody(f *testing.F) {
 			if strings.ContainsRune(key+text, 0) {
 				t.Errorf("map has %q: %q", key, text)
 			}
+		}
+		for key, text := range got.Labels {
+			if strings.ContainsRune(key, 0) || text != nil && strings.ContainsRune(*text, 0) {
+				t.Errorf("labels have %q: %q", key, *text)
+			}
+		}
+		if share, err := marshal(got.Share); err != nil || !json.Valid(share) || !bytes.ContainsAny(share, ".e") {
+			t.Errorf("share is %s: %v", share, err)
 		}
 		if got.At != nil {
 			if _, err := got.At.Time.MarshalJSON(); err != nil || got.At.Year() < 1 || got.At.Location() != time.UTC {

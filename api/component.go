@@ -2,8 +2,11 @@ package api
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 )
 
@@ -16,6 +19,8 @@ type Component struct {
 	Package, Module string
 	// Resources are served below the API's root.
 	Resources []*Resource
+	// Roles that users can be given: their names, and those of their permissions, begin with the label and a dot. Default: none.
+	Roles []Role
 }
 
 // Resource is a kind of object with a path of its own.
@@ -33,12 +38,19 @@ type Resource struct {
 	ID string
 	// Numbered objects are known by an integer, all others by a UUID.
 	Numbered bool
+	// Whole objects come with all their fields, whichever the client asks for, as Pulp's users do.
+	Whole bool
 	// Model is what PRNs name it, such as "core.task". Default: objects have no PRN.
 	Model string
+	// Existing answers which of these keys objects have. Required with a Model, but with a Parent.
+	Existing func(ctx context.Context, keys []string) ([]string, error)
+	// Locate and Identify tell which PRN names which path, in bulk. Required with a Model and a Parent: then the key in a PRN
+	// is a UUID of the object's own. Locate answers the keys in the paths of those that exist, the parents' first, by the
+	// keys in their PRNs; Identify those keys in the order of the paths, "" where nothing is.
+	Locate   func(ctx context.Context, keys []string) (map[string][]string, error)
+	Identify func(ctx context.Context, paths [][]string) ([]string, error)
 	// Noun is the model in error texts, such as "Task".
 	Noun string
-	// Exists tells whether there is an object of this key. Required for resources whose objects have roles.
-	Exists func(ctx context.Context, key string) (bool, error)
 	// Tag groups the operations in the document, such as "Tasks".
 	Tag string
 	// Operations are what can be done, one per method and path.
@@ -66,12 +78,21 @@ type Operation struct {
 	Replies map[int]any
 	// Also is another type that the body of a success may have: a short form.
 	Also any
+	// Allow refuses users who may not, or whom the object does not concern, before the body is read. Default: all may.
+	Allow func(context.Context, *Request) error
 	// Do answers a request.
 	Do Handler
+
+	roles bool // gives, takes or tells roles on an object
 }
 
 func (o Operation) also(body any) Operation {
 	o.Also = body
+	return o
+}
+
+func (o Operation) allow(who func(context.Context, *Request) error) Operation {
+	o.Allow = who
 	return o
 }
 
@@ -118,14 +139,9 @@ type Reply struct {
 // OK answers 200.
 func OK(body any) (Reply, error) { return Reply{Status: http.StatusOK, Body: body}, nil }
 
-// TaskStarted is the body of replies to requests that a task goes on with.
-type TaskStarted struct {
+// AsyncOperationReply is the body of replies to requests that a task goes on with.
+type AsyncOperationReply struct {
 	Task string `json:"task" doc:"The href of the task."`
-}
-
-// GroupStarted is the body of replies to requests that a group of tasks goes on with.
-type GroupStarted struct {
-	TaskGroup string `json:"task_group" doc:"The href of the task group."`
 }
 
 // wildcard stands for one object in an operation's path.
@@ -180,4 +196,53 @@ func (r *Resource) hrefPattern(root string, o Operation) string {
 		return "{" + r.Parent.Key + "_href}" + r.Path + o.Path
 	}
 	return r.base(root) + r.Path + o.Path
+}
+
+// check tells what is wrong with the components, but for what their routes and the document tell.
+func (s *Server) check() error {
+	seen := map[string]bool{}
+	for _, c := range s.cfg.Components {
+		for _, role := range c.Roles {
+			if seen[role.Name] || !strings.HasPrefix(role.Name, c.Label+".") {
+				return fmt.Errorf("the role %s is there twice, or not one of %s", role.Name, c.Label)
+			}
+			seen[role.Name] = true
+		}
+	}
+	for _, res := range s.resources() {
+		switch {
+		case res.Model == "":
+		case res.Parent == nil && res.Existing == nil:
+			return fmt.Errorf("%s has a Model, but not Existing", res.path())
+		case res.Parent != nil && (res.Locate == nil || res.Identify == nil):
+			return fmt.Errorf("%s has a Model and a Parent, but not Locate and Identify", res.path())
+		}
+		for _, o := range res.Operations {
+			if err := o.check(res); err != nil {
+				return fmt.Errorf("%s of %s: %w", o.Verb, res.path(), err)
+			}
+		}
+	}
+	return nil
+}
+
+func (o Operation) check(res *Resource) error {
+	if o.roles && (res.Parent != nil || res.Model == "") {
+		return errors.New("roles are given on objects that have a Model and no Parent")
+	}
+	if o.Do.body != nil {
+		if err := bodyType(o.Do.body); err != nil {
+			return err
+		}
+	}
+	if o.Collection == nil {
+		return nil
+	}
+	for name := range o.Collection.References {
+		i := slices.IndexFunc(o.Collection.Filters.Fields, func(f Field) bool { return f.Name == name })
+		if i < 0 || o.Collection.Filters.Fields[i].Kind != UUIDField && o.Collection.Filters.Fields[i].Kind != IntField {
+			return fmt.Errorf("no field %s of the kind UUIDField or IntField can be a reference", name)
+		}
+	}
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +26,16 @@ const thingsPath = "things/things/thing/"
 // newThingsHarness is a server with the plugin, whose tasks it can dispatch.
 func newThingsHarness(t *testing.T) *harness {
 	t.Helper()
-	h, plugin := newHarness(t), newThings()
+	h, _ := newThingsWorld(t)
+	return h
+}
+
+// newThingsWorld is such a server and the plugin.
+func newThingsWorld(t *testing.T) (*harness, *things) {
+	t.Helper()
+	h := newHarness(t)
+	h.exec(thingTables)
+	plugin := newThings(h.db.Pool)
 	h.serve(func(app *appstatus.App) (*tasking.Client, error) {
 		registry, err := builtin.Registry(plugin.grow)
 		if err != nil {
@@ -32,7 +43,7 @@ func newThingsHarness(t *testing.T) *harness {
 		}
 		return tasking.New(h.db.Pool, tasking.Config{Registry: registry, App: app, Diagnostics: tasking.Profiles, Log: h.db.Log})
 	}, api.Config{Components: []api.Component{plugin.component()}})
-	return h
+	return h, plugin
 }
 
 // create has a thing made, and answers its href.
@@ -62,14 +73,17 @@ func (h *harness) grown(thing string, by int) string {
 func TestObjectsOfAComponentAreServed(t *testing.T) {
 	t.Parallel()
 	h := newThingsHarness(t)
-	h.newUser("lena")
+	h.newUser("lena", "things.thing_creator")
 	h.answers(get(thingsPath), http.StatusOK, `{"count": 0, "next": null, "previous": null, "results": []}`)
-	made := h.want(post(thingsPath, `{"name": "one", "description": null, "pulp_labels": {"a": "b"}}`).by("lena"), http.StatusCreated, nil)
+	made := h.want(post(thingsPath, `{"name": "one", "description": null, "pulp_labels": {"a": "b", "c": null}, "weight": 32}`).by("lena"), http.StatusCreated, nil)
 	href := made.header.Get("Location")
 	if read := h.want(get(href), http.StatusOK, nil); string(read.body) != string(made.body) {
 		t.Errorf("created as\n%s and read as\n%s", made.body, read.body)
 	}
-	h.answers(get(href+"?fields=name,prn,pulp_labels"), http.StatusOK, `{"prn": "prn:things.thing:`+keyIn(href)+`", "pulp_labels": {"a": "b"}, "name": "one"}`)
+	h.answers(get(href+"?fields=name,prn,pulp_labels"), http.StatusOK, `{"prn": "prn:things.thing:`+keyIn(href)+`", "pulp_labels": {"a": "b", "c": null}, "name": "one"}`)
+	if !strings.HasSuffix(string(made.body), `"weight":32.0}`) {
+		t.Errorf("a weight is not written as Python does: %s", made.body)
+	}
 	if got := members(t, h.send(get(href+"?fields=name,prn")).body); !cmp.Equal(got, []string{"prn", "name"}) {
 		t.Errorf("selected fields come as %v", got)
 	}
@@ -100,6 +114,8 @@ func TestBodiesOfAComponentAreChecked(t *testing.T) {
 		`{"name": "taken"}`:                            `{"name": ["This field must be unique."]}`,
 		`{"name": "n", "pulp_labels": [1]}`:            `{"pulp_labels": ["Expected a dictionary of items but got type \"list\"."]}`,
 		`{"name": "n", "pulp_labels": null}`:           `{"pulp_labels": ["This field may not be null."]}`,
+		`{"name": "n", "pulp_labels": {"a": []}}`:      `{"pulp_labels": {"a": ["Not a valid string."]}}`,
+		`{"name": "n", "weight": "heavy"}`:             `{"weight": ["A valid number is required."]}`,
 		`{"name": "n", "latest_version": "x"}`:         `{"latest_version": ["Unexpected field"]}`,
 		`{"name": "` + strings.Repeat("n", 101) + `"}`: `{"name": ["Ensure this field has no more than 100 characters."]}`,
 	} {
@@ -117,14 +133,14 @@ func TestBodiesOfAComponentAreChecked(t *testing.T) {
 		header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
 	}
 	var made thingReply
-	if h.want(form, http.StatusCreated, &made); made.Name != "from a form" || made.Labels["a"] != "b" {
+	if h.want(form, http.StatusCreated, &made); made.Name != "from a form" || made.Labels["a"] == nil || *made.Labels["a"] != "b" {
 		t.Errorf("from a form: %+v", made)
 	}
 }
 
 func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{Components: []api.Component{newThings().component()}})
+	s := aloof(t, api.Config{Components: []api.Component{newThings(nil).component()}})
 	all := value(t, ask(t, s, http.MethodGet, root).Body.Bytes()).(object)
 	if got := all["things/things/thing"]; got != "http://example.com"+root+thingsPath {
 		t.Errorf("the root tells of %v", got)
@@ -133,12 +149,15 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 		"?component=things": {
 			"GET " + root + thingsPath, "POST " + root + thingsPath,
 			"GET {things_things_thing_href}", "PATCH {things_things_thing_href}", "DELETE {things_things_thing_href}", "POST {things_things_thing_href}grow/",
-			"GET {things_things_thing_href}versions/", "GET {things_things_thing_version_href}",
+			"GET {things_things_thing_href}versions/", "GET {things_things_thing_version_href}", "GET {things_things_thing_href}list_roles/",
+			"GET {things_things_thing_href}my_permissions/", "POST {things_things_thing_href}add_role/", "POST {things_things_thing_href}remove_role/",
 		},
 		"?component=things&pk_path=1": {
 			"GET " + root + thingsPath, "POST " + root + thingsPath, "GET " + root + thingsPath + "{thing_pk}/", "PATCH " + root + thingsPath + "{thing_pk}/",
 			"DELETE " + root + thingsPath + "{thing_pk}/", "POST " + root + thingsPath + "{thing_pk}/grow/",
 			"GET " + root + thingsPath + "{thing_pk}/versions/", "GET " + root + thingsPath + "{thing_pk}/versions/{number}/",
+			"GET " + root + thingsPath + "{thing_pk}/list_roles/", "GET " + root + thingsPath + "{thing_pk}/my_permissions/",
+			"POST " + root + thingsPath + "{thing_pk}/add_role/", "POST " + root + thingsPath + "{thing_pk}/remove_role/",
 		},
 	} {
 		doc, got, ids := document(t, s, form), []string{}, map[string]any{}
@@ -153,7 +172,7 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 			t.Errorf("%s: operations are %v", form, ids)
 		}
 		schemas := doc["components"].(object)["schemas"].(object)
-		for _, name := range []string{"Thing", "PatchedThing", "ThingResponse", "ThingVersionResponse", "PaginatedThingResponseList", "Grow", "TaskStarted"} {
+		for _, name := range []string{"Thing", "PatchedThing", "ThingResponse", "ThingVersionResponse", "PaginatedThingResponseList", "Grow", "AsyncOperationResponse"} {
 			if schemas[name] == nil {
 				t.Errorf("%s: there is no schema %s", form, name)
 			}
@@ -161,6 +180,32 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 		grow := schemas["Grow"].(object)["properties"].(object)["pace"].(object)
 		if !cmp.Equal(grow["enum"], []any{"slow", "fast"}) || grow["default"] != "slow" {
 			t.Errorf("%s: the pace is %v", form, grow)
+		}
+		made, read := schemas["Thing"].(object)["properties"].(object), schemas["ThingResponse"].(object)["properties"].(object)
+		if diff := cmp.Diff(object{"type": "string", "nullable": true}, made["pulp_labels"].(object)["additionalProperties"]); diff != "" {
+			t.Errorf("%s: labels in bodies (-want +got):\n%s", form, diff)
+		}
+		for _, weight := range []any{made["weight"], read["weight"]} {
+			if diff := cmp.Diff(object{"type": "number", "format": "double", "nullable": true}, weight); diff != "" {
+				t.Errorf("%s: the weight (-want +got):\n%s", form, diff)
+			}
+		}
+		parameters := map[string]object{}
+		for at, o := range operations(doc) {
+			if at == "GET "+root+thingsPath {
+				for _, v := range o["parameters"].([]any) {
+					parameters[v.(object)["name"].(string)] = v.(object)["schema"].(object)
+				}
+			}
+		}
+		for name, want := range map[string]object{
+			"limit": {"type": "integer"}, "offset": {"type": "integer"}, "name__icontains": {"type": "string"}, "version": {"type": "string"},
+			"pulp_href__in": {"type": "array", "items": object{"type": "string"}}, "pulp_id__in": {"type": "array", "items": object{"type": "string", "format": "uuid"}},
+			"ordering": {"type": "array", "items": object{"type": "string", "enum": []any{"name", "-name", "pulp_created", "-pulp_created", "pk", "-pk"}}},
+		} {
+			if diff := cmp.Diff(want, parameters[name]); diff != "" {
+				t.Errorf("%s: the parameter %s (-want +got):\n%s", form, name, diff)
+			}
 		}
 	}
 	if err := validate(t, ask(t, s, http.MethodGet, root+"docs/api.json?pk_path=1").Body.Bytes()); err != nil {
@@ -171,7 +216,7 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 	var status struct{ Versions []object }
 	h.want(get("status/").by("-"), http.StatusOK, &status)
 	if diff := cmp.Diff([]object{
-		{"component": "core", "version": builtin.Version, "package": "pulpcore", "module": "pulpcore.app", "domain_compatible": false},
+		{"component": "core", "version": reported(t, h.server), "package": "pulpcore", "module": "pulpcore.app", "domain_compatible": false},
 		{"component": "things", "version": "1.2.3", "package": "pulp-things", "module": "pulp_things.app", "domain_compatible": false},
 	}, status.Versions); diff != "" {
 		t.Errorf("versions in status (-want +got):\n%s", diff)
@@ -180,17 +225,28 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 
 func TestHrefsAndPRNsOfAComponentResolve(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{Components: []api.Component{newThings().component()}})
-	one := root + thingsPath + nowhere + "/"
+	h, plugin := newThingsWorld(t)
+	s, one := h.server, root+thingsPath+nowhere+"/"
+	grown := h.createThing("grown")
+	h.grown(grown, 2)
+	version := h.object(grown + "versions/2/")["prn"].(string)
 	for text, want := range map[string]string{
-		one: "Thing [" + nowhere + "]",
-		root + thingsPath + strings.ToUpper(nowhere) + "/": "Thing [" + nowhere + "]",
-		"https://example.org" + one:                        "Thing [" + nowhere + "]",
-		"prn:things.thing:" + nowhere:                      "Thing [" + nowhere + "]",
+		grown + "versions/2/":  "ThingVersion [" + keyIn(grown) + " 2] " + version,
+		grown + "versions/02/": "ThingVersion [" + keyIn(grown) + " 2] " + version,
+		version:                "ThingVersion [" + keyIn(grown) + " 2] " + version,
+		strings.ReplaceAll(strings.ToUpper(version), "PRN:THINGS.THINGVERSION:", "prn:things.thingversion:"): "ThingVersion [" + keyIn(grown) + " 2] " + version,
+		grown + "versions/3/":                     "",
+		"prn:things.thingversion:" + nowhere:      "",
+		"prn:things.thingversion:2":               "",
+		"prn:things.thingversion:" + keyIn(grown): "",
+		grown + "versions/":                       "",
+		one:                                       "Thing [" + nowhere + "] prn:things.thing:" + nowhere,
+		root + thingsPath + strings.ToUpper(nowhere) + "/": "Thing [" + nowhere + "] prn:things.thing:" + nowhere,
+		"https://example.org" + one:                        "Thing [" + nowhere + "] prn:things.thing:" + nowhere,
+		"prn:things.thing:" + nowhere:                      "Thing [" + nowhere + "] prn:things.thing:" + nowhere,
 		root + thingsPath:                                  "Thing []",
-		one + "versions/12/":                               "ThingVersion [" + nowhere + " 12]",
-		one + "versions/012/":                              "ThingVersion [" + nowhere + " 12]",
-		root + "tasks/" + nowhere + "/":                    "Task [" + nowhere + "]",
+		one + "versions/12/":                               "",
+		root + "tasks/" + nowhere + "/":                    "Task [" + nowhere + "] prn:core.task:" + nowhere,
 		one + "grow/":                                      "",
 		one + "versions/x/":                                "",
 		root + thingsPath + "1/":                           "",
@@ -204,12 +260,34 @@ func TestHrefsAndPRNsOfAComponentResolve(t *testing.T) {
 		"thing":                                            "",
 	} {
 		got := ""
-		if o, ok := s.Resolve(text); ok {
-			got = fmt.Sprint(o.Resource.Noun, " ", o.Keys)
+		if o, err := s.Resolve(t.Context(), text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		} else if o[0].Resource != nil {
+			got = fmt.Sprint(o[0].Resource.Noun, " ", o[0].Keys)
+			if o[0].Key != "" {
+				got += " " + o[0].PRN()
+			}
 		}
 		if got != want {
 			t.Errorf("%q is %q, want %q", text, got, want)
 		}
+	}
+	// In bulk, by two statements at most.
+	before := plugin.asked.Load()
+	all, err := s.Resolve(t.Context(), grown+"versions/1/", "", version, one, grown+"versions/2/", "prn:things.thingversion:"+nowhere, grown+"versions/9/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var numbers []string
+	for _, o := range all {
+		number := ""
+		if o.Resource == plugin.version {
+			number = o.Keys[1]
+		}
+		numbers = append(numbers, number)
+	}
+	if diff := cmp.Diff([]string{"1", "", "2", "", "2", "", ""}, numbers); diff != "" || plugin.asked.Load()-before != 2 {
+		t.Errorf("after %d statements (-want +got):\n%s", plugin.asked.Load()-before, diff)
 	}
 }
 
@@ -250,12 +328,12 @@ func TestTaskOfAComponentIsDispatchedForWhoAsks(t *testing.T) {
 		CreatedBy string `json:"created_by"`
 	}
 	h.get(task, &got)
-	if got.State != "completed" || got.Name != "things.app.tasks.grow" || got.CreatedBy != root+"users/1/" || !cmp.Equal(got.Created, []string{one}) ||
+	if got.State != "completed" || got.Name != "things.app.tasks.grow" || got.CreatedBy != root+"users/1/" || !cmp.Equal(got.Created, []string{one + "versions/1/", one + "versions/2/", one + "versions/3/"}) ||
 		got.Reserved[0] != "prn:things.thing:"+keyIn(one) {
 		t.Errorf("the task is %+v", got)
 	}
 	h.wantProfiles("the task", task, "memory_profile")
-	for _, filter := range []string{"created_resources=" + one, "created_resources=prn:things.thing:" + keyIn(one), "exclusive_resources=" + one} {
+	for _, filter := range []string{"created_resources=" + one + "versions/3/", "created_resources=" + h.object(one + "versions/3/")["prn"].(string), "exclusive_resources=" + one} {
 		h.sees("tasks/?"+filter, "admin", task)
 	}
 	// Only what says so can be dispatched by name.
@@ -263,20 +341,243 @@ func TestTaskOfAComponentIsDispatchedForWhoAsks(t *testing.T) {
 		`{"name": ["\"things.app.tasks.grow\" is no task type that can be dispatched: see /pith/api/task-types/."]}`)
 }
 
-func TestRolesAreGivenOnObjectsOfAComponent(t *testing.T) {
+// TestWhatTasksHaveCreatedIsLookedUpOncePerPage: and what is gone is told to be.
+func TestWhatTasksHaveCreatedIsLookedUpOncePerPage(t *testing.T) {
+	t.Parallel()
+	h, plugin := newThingsWorld(t)
+	one, other := h.createThing("one"), h.createThing("other")
+	first := h.grown(one, 2)
+	second := h.grown(other, 1)
+	h.exec("INSERT INTO created_resource (task_id, ordinal, resource) VALUES ($1, 7, $2), ($1, 8, 'prn:no.model:1'), ($1, 9, 'prn:core.taskgroup:' || $3)",
+		keyIn(second), "prn:things.thing:"+keyIn(one), nowhere)
+	prn := h.object(one + "versions/1/")["prn"].(string)
+	created := func() map[string][]string {
+		var page struct {
+			Results []struct {
+				Href    string   `json:"pulp_href"`
+				Created []string `json:"created_resources"`
+			}
+		}
+		before := plugin.asked.Load()
+		h.get("tasks/", &page)
+		if n := plugin.asked.Load() - before; n != 2 {
+			t.Errorf("the plugin was asked %d times for its two resources", n)
+		}
+		all := map[string][]string{}
+		for _, task := range page.Results {
+			all[task.Href] = task.Created
+		}
+		return all
+	}
+	const gone = "<unavailable>"
+	want := map[string][]string{first: {one + "versions/1/", one + "versions/2/"}, second: {other + "versions/1/", one, gone, gone}}
+	if diff := cmp.Diff(want, created()); diff != "" {
+		t.Errorf("created (-want +got):\n%s", diff)
+	}
+	for _, filter := range []string{one + "versions/1/", prn, h.http.URL + one + "versions/01/"} {
+		h.sees("tasks/?created_resources="+filter, "admin", first)
+		h.sees("tasks/?q="+url.QueryEscape("created_resources='"+filter+"' AND state=completed"), "admin", first)
+	}
+	h.answers(request{method: http.MethodDelete, path: one}, http.StatusNoContent, "")
+	want = map[string][]string{first: {gone, gone}, second: {other + "versions/1/", gone, gone, gone}}
+	if diff := cmp.Diff(want, created()); diff != "" {
+		t.Errorf("created, of which some is gone (-want +got):\n%s", diff)
+	}
+	if task := h.object(first); !cmp.Equal(task["created_resources"], []any{gone, gone}) || task["created_resource_prns"].([]any)[0] != prn {
+		t.Errorf("the task alone has created %v, named %v", task["created_resources"], task["created_resource_prns"])
+	}
+	for text, model := range map[string]string{
+		one: "thing", "prn:things.thing:" + keyIn(one): "thing", one + "versions/1/": "thingversion", prn: "thingversion", other + "versions/2/": "thingversion",
+		root + "tasks/" + nowhere + "/": "task", "prn:core.taskgroup:" + nowhere: "taskgroup", "prn:core.appstatus:" + nowhere: "appstatus",
+		"prn:auth.user:99": "user", root + "users/1/roles/" + nowhere + "/": "userrole", "prn:core.taskschedule:" + nowhere: "taskschedule",
+	} {
+		h.answers(get("tasks/?created_resources="+text), http.StatusBadRequest, `["URI `+text+` not found for `+model+`."]`)
+	}
+	h.answers(get("tasks/?created_resources="+root+thingsPath), http.StatusBadRequest, `["URI not valid: `+root+thingsPath+`"]`)
+}
+
+func TestVersionsOfAThingAreReserved(t *testing.T) {
+	t.Parallel()
+	h := newThingsHarness(t)
+	one, other := h.createThing("one"), h.createThing("other")
+	h.grown(one, 1)
+	h.grown(other, 1)
+	version := one + "versions/1/"
+	prn := h.object(version)["prn"].(string)
+	for _, like := range []string{version, prn} {
+		task := h.accepted(post(one+"grow/", map[string]string{"like": like}))
+		var got struct {
+			Reserved []string `json:"reserved_resources_record"`
+		}
+		h.get(task, &got)
+		if diff := cmp.Diff([]string{"prn:things.thing:" + keyIn(one), "shared:" + prn}, got.Reserved[:2]); diff != "" {
+			t.Errorf("reserved (-want +got):\n%s", diff)
+		}
+	}
+	for _, like := range []string{other + "versions/1/", one + "versions/2/", "prn:things.thingversion:" + nowhere, one, "x", ""} {
+		if got := h.send(post(one+"grow/", map[string]string{"like": like})); got.status != http.StatusBadRequest {
+			t.Errorf("like %q: %d %s", like, got.status, got.body)
+		}
+	}
+	named := h.accepted(post(pithRoot+"tasks/", map[string]any{"name": testModule + "dummy_task", "exclusive_resources": []string{version, one + "versions/9/"}}))
+	if got := h.object(named)["reserved_resources_record"].([]any)[:2]; !cmp.Equal(got, []any{prn, one + "versions/9/"}) {
+		t.Errorf("of hrefs %v is reserved", got)
+	}
+	h.sees("tasks/?exclusive_resources="+version, "admin", named)
+	h.sees("tasks/?reserved_resources__in="+version+","+one+"versions/9/", "admin", named)
+	if n := len(h.listed("tasks/?shared_resources="+version, "admin")); n != 2 {
+		t.Errorf("%d tasks share the version", n)
+	}
+}
+
+func TestThingsAreListedByPages(t *testing.T) {
+	t.Parallel()
+	h := newThingsHarness(t)
+	things := map[string]string{}
+	for _, name := range []string{"c", "a", "b", "d1", "d2"} {
+		things[name] = h.createThing(name)
+	}
+	h.grown(things["b"], 12)
+	version := h.object(things["b"] + "versions/3/")["prn"].(string)
+	for query, want := range map[string]part{
+		"limit=2":                 {5, "limit=2&offset=2", none, []string{"d2", "d1"}},
+		"limit=2&offset=2":        {5, "limit=2&offset=4", "limit=2", []string{"b", "a"}},
+		"limit=2&offset=4":        {5, none, "limit=2&offset=2", []string{"c"}},
+		"ordering=name&limit=3":   {5, "limit=3&offset=3", none, []string{"a", "b", "c"}},
+		"ordering=-name&offset=3": {5, none, "limit=100", []string{"b", "a"}},
+		"name__startswith=d":      {2, none, none, []string{"d2", "d1"}},
+		"name__in=a,b,x":          {2, none, none, []string{"b", "a"}},
+		"name=x":                  {0, none, none, []string{}},
+		"pulp_href__in=" + things["a"] + "," + things["c"]:                       {2, none, none, []string{"a", "c"}},
+		"prn__in=prn:things.thing:" + keyIn(things["a"]):                         {1, none, none, []string{"a"}},
+		"pulp_id__in=" + keyIn(things["c"]):                                      {1, none, none, []string{"c"}},
+		"version=" + things["b"] + "versions/12/":                                {1, none, none, []string{"b"}},
+		"version=" + version:                                                     {1, none, none, []string{"b"}},
+		"q=" + url.QueryEscape("name=a OR version='"+things["b"]+"versions/1/'"): {2, none, none, []string{"b", "a"}},
+	} {
+		got := h.partOf(thingsPath, query, "name")
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", query, diff)
+		}
+	}
+	for query, want := range map[string]string{
+		"x=y": `{"errors": ["Invalid Filter: 'x'"]}`, "ordering=weight": `{"ordering": ["Select a valid choice. weight is not one of the available choices."]}`,
+		"version=" + things["b"] + "versions/13/": `["URI not valid: ` + things["b"] + `versions/13/"]`, "version=" + things["b"]: `["URI not valid: ` + things["b"] + `"]`,
+		"pulp_href__in=" + root + "tasks/" + nowhere + "/": `["URI not valid: ` + root + "tasks/" + nowhere + `/"]`,
+		"pulp_href__in=" + root + thingsPath:               `["URI not valid: ` + root + thingsPath + `"]`,
+	} {
+		h.answers(get(thingsPath+"?"+query), http.StatusBadRequest, want)
+	}
+	versions := things["b"][len(root):] + "versions/"
+	if got := h.want(get(versions+"?number__gt=9&limit=2&fields=number"), http.StatusOK, nil); !strings.Contains(string(got.body), `"count":3`) ||
+		!strings.HasSuffix(string(got.body), `"results":[{"number":12},{"number":11}]}`) {
+		t.Errorf("versions: %s", got.body)
+	}
+	if got := h.listed(things["a"]+"versions/", "admin"); len(got) != 0 {
+		t.Errorf("a thing without versions has %v", got)
+	}
+}
+
+func TestUsersSeeAndChangeThingsByTheirRoles(t *testing.T) {
+	t.Parallel()
+	h := newThingsHarness(t)
+	h.newUser("lena", "things.thing_creator")
+	h.newUser("max")
+	h.newUser("vera", "things.thing_viewer")
+	const noThing, denied = `{"detail": "No Thing matches the given query."}`, `{"detail": "You do not have permission to perform this action."}`
+	var made thingReply
+	h.want(post(thingsPath, `{"name": "lenas"}`).by("lena"), http.StatusCreated, &made)
+	href, other := made.PulpHref, h.createThing("other")
+	h.grown(href, 1)
+	h.answers(post(thingsPath, `{"name": "lenas"}`).by("lena"), http.StatusBadRequest, `{"name": ["This field must be unique."]}`)
+	for _, user := range []string{"max", "vera"} {
+		h.answers(post(thingsPath, `{"name": "new"}`).by(user), http.StatusForbidden, denied)
+	}
+	if n := h.rolesOn(href); n != 1 {
+		t.Errorf("there are %d roles on the thing", n)
+	}
+	h.sees(thingsPath, "admin", href, other)
+	h.sees(thingsPath, "lena", href)
+	h.sees(thingsPath, "max")
+	h.sees(thingsPath, "vera", href, other)
+	h.sees(thingsPath+"?name=other", "lena")
+	h.sees(href+"versions/", "lena", href+"versions/1/")
+	for _, path := range []string{"", "versions/", "versions/1/", "my_permissions/", "list_roles/"} {
+		h.answers(get(href+path).by("max"), http.StatusNotFound, noThing)
+	}
+	h.answers(patch(href, `{"name": "x"}`).by("vera"), http.StatusForbidden, denied)
+	h.answers(get(href+"list_roles/").by("vera"), http.StatusForbidden, denied)
+	h.answers(post(other+"grow/", `{}`).by("lena"), http.StatusNotFound, noThing)
+	h.want(get(href+"versions/1/").by("vera"), http.StatusOK, nil)
+
+	h.answers(post(href+"add_role/", `{"role": "things.thing_viewer", "users": ["max"]}`).by("lena"), http.StatusCreated,
+		`{"users": ["max"], "groups": [], "role": "things.thing_viewer"}`)
+	h.sees(thingsPath, "max", href)
+	h.answers(get(href+"my_permissions/").by("max"), http.StatusOK, `{"permissions": ["things.view_thing"]}`)
+	h.answers(get(href+"my_permissions/").by("lena"), http.StatusOK,
+		`{"permissions": ["things.add_thing", "things.change_thing", "things.delete_thing", "things.manage_roles_thing", "things.view_thing"]}`)
+	h.answers(get(href+"list_roles/").by("lena"), http.StatusOK,
+		`{"roles": [{"role": "things.thing_owner", "users": ["lena"], "groups": []}, {"role": "things.thing_viewer", "users": ["max"], "groups": []}]}`)
+	h.answers(post(href+"add_role/", `{"role": "core.task_viewer", "users": ["max"]}`), http.StatusBadRequest,
+		about("non_field_errors", "The role does not contain any permission for that object."))
+	h.answers(post(href+"remove_role/", `{"role": "things.thing_viewer", "users": ["max"]}`).by("lena"), http.StatusCreated,
+		`{"users": ["max"], "groups": [], "role": "things.thing_viewer"}`)
+	h.sees(thingsPath, "max")
+	h.answers(request{method: http.MethodDelete, path: href, user: "vera"}, http.StatusForbidden, denied)
+	h.answers(request{method: http.MethodDelete, path: href, user: "lena"}, http.StatusNoContent, "")
+	if n := h.rolesOn(href); n != 0 {
+		t.Errorf("%d roles are on what is gone", n)
+	}
+	for _, path := range []string{"", "my_permissions/"} {
+		h.answers(get(href+path), http.StatusNotFound, noThing)
+	}
+}
+
+func TestRolesOnObjectsOfAComponentAreTold(t *testing.T) {
 	t.Parallel()
 	h := newThingsHarness(t)
 	one := h.createThing("one")
+	h.grown(one, 1)
+	user := h.newUser("lena")
 	var got struct {
+		Role   string
 		Object string `json:"content_object"`
 		PRN    string `json:"content_object_prn"`
 	}
-	h.get(h.give(root+"users/1/", "core.task_viewer", "prn:things.thing:"+keyIn(one)), &got)
-	if got.Object != one || got.PRN != "prn:things.thing:"+keyIn(one) {
-		t.Errorf("the role is on %+v", got)
+	h.get(h.give(user, "things.thing_viewer", "prn:things.thing:"+keyIn(one)), &got)
+	if got.Role != "things.thing_viewer" || got.Object != one || got.PRN != "prn:things.thing:"+keyIn(one) {
+		t.Errorf("the role is %+v", got)
 	}
-	h.answers(post("users/1/roles/", `{"role": "core.task_viewer", "content_object": "prn:things.thing:`+nowhere+`"}`), http.StatusBadRequest,
-		`{"content_object": ["Object does not exist."]}`)
+	h.sees(thingsPath, "lena", one)
+	for object, want := range map[string]string{
+		one:                           about("non_field_errors", "The role 'core.task_viewer' does not carry any permission for that object."),
+		one + "versions/1/":           about("non_field_errors", "The role 'core.task_viewer' does not carry any permission for that object."),
+		"prn:things.thing:" + nowhere: `{"content_object": ["Object does not exist."]}`, one + "versions/2/": `{"content_object": ["Object does not exist."]}`,
+		"prn:things.thingversion:" + nowhere: `{"content_object": ["Object does not exist."]}`, root + thingsPath: `{"content_object": ["URI not valid: ` + root + thingsPath + `"]}`,
+	} {
+		h.answers(post(user+"roles/", map[string]string{"role": "core.task_viewer", "content_object": object}), http.StatusBadRequest, want)
+	}
+	// A role on a version, which no role that there is can be on.
+	version := h.object(one + "versions/1/")["prn"].(string)
+	h.exec("INSERT INTO user_role (id, user_id, role, model, object) VALUES (gen_random_uuid(), 1, 'things.thing_viewer', 'things.thingversion', $1)", strings.TrimPrefix(version, "prn:things.thingversion:"))
+	for _, object := range []string{one + "versions/1/", version} {
+		var page struct {
+			Results []struct {
+				Href   string `json:"pulp_href"`
+				PRN    string `json:"prn"`
+				Object string `json:"content_object"`
+				Name   string `json:"content_object_prn"`
+			}
+		}
+		h.get("users/1/roles/?content_object="+object, &page)
+		if len(page.Results) != 1 || page.Results[0].Object != one+"versions/1/" || page.Results[0].Name != version {
+			t.Fatalf("roles on %s are %+v", object, page)
+		}
+		resolved, err := h.server.Resolve(t.Context(), page.Results[0].PRN, page.Results[0].Href, root+"users/2/roles/"+keyIn(page.Results[0].Href)+"/")
+		if err != nil || !cmp.Equal(resolved[0].Keys, []string{"1", keyIn(page.Results[0].Href)}) || resolved[1].PRN() != page.Results[0].PRN || resolved[2].Resource != nil {
+			t.Errorf("the role itself is %+v %v", resolved, err)
+		}
+	}
 }
 
 // answering is a component of one operation, at things/, that declares these replies.
@@ -332,11 +633,11 @@ func TestErrorsOfAComponentAreToldOrLogged(t *testing.T) {
 
 func TestReplyThatIsNotDeclaredIsAnErrorOfTheServer(t *testing.T) {
 	t.Parallel()
-	declared := map[int]any{http.StatusOK: thingReply{}, http.StatusAccepted: api.TaskStarted{}, http.StatusNoContent: nil}
+	declared := map[int]any{http.StatusOK: thingReply{}, http.StatusAccepted: api.AsyncOperationReply{}, http.StatusNoContent: nil}
 	for name, reply := range map[string]api.Reply{
 		"another status":             {Status: http.StatusCreated, Body: thingReply{}},
 		"another type":               {Status: http.StatusOK, Body: thingVersionReply{}},
-		"the type of another status": {Status: http.StatusOK, Body: api.TaskStarted{}},
+		"the type of another status": {Status: http.StatusOK, Body: api.AsyncOperationReply{}},
 		"a pointer to the type":      {Status: http.StatusOK, Body: &thingReply{}},
 		"a body where none is":       {Status: http.StatusNoContent, Body: thingReply{}},
 		"no body where one is":       {Status: http.StatusOK},
@@ -358,7 +659,7 @@ func TestReplyThatIsNotDeclaredIsAnErrorOfTheServer(t *testing.T) {
 			}
 		})
 	}
-	for _, reply := range []api.Reply{{Status: http.StatusOK, Body: thingReply{}}, {Status: http.StatusAccepted, Body: api.TaskStarted{}}, {Status: http.StatusNoContent}} {
+	for _, reply := range []api.Reply{{Status: http.StatusOK, Body: thingReply{}}, {Status: http.StatusAccepted, Body: api.AsyncOperationReply{}}, {Status: http.StatusNoContent}} {
 		s := aloof(t, api.Config{Components: []api.Component{
 			answering(declared, func(context.Context, *api.Request) (api.Reply, error) { return reply, nil }),
 		}})
@@ -368,17 +669,95 @@ func TestReplyThatIsNotDeclaredIsAnErrorOfTheServer(t *testing.T) {
 	}
 }
 
+// floatReply would be written as Go does.
+type floatReply struct {
+	Weight float64 `json:"weight"`
+}
+
 func TestComponentsThatCannotBeServedAreRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	nothing := func(context.Context, *api.Request) (api.Reply, error) { return api.Reply{}, nil }
-	tasks := answering(map[int]any{http.StatusNoContent: nil}, nothing)
-	tasks.Resources[0].Path = "tasks/"
-	for name, components := range map[string][]api.Component{
-		"a plugin twice":     {newThings().component(), newThings().component()},
-		"a path of the core": {tasks},
+	with := func(change func(c *api.Component, res *api.Resource, o *api.Operation)) []api.Component {
+		c := answering(map[int]any{http.StatusNoContent: nil}, nothing)
+		change(&c, c.Resources[0], &c.Resources[0].Operations[0])
+		return []api.Component{c}
+	}
+	type named struct {
+		Name string `json:"name"`
+	}
+	existing := func(context.Context, []string) ([]string, error) { return nil, nil }
+	parent := &api.Resource{Path: "parents/", Key: "parent"}
+	nested := func(res *api.Resource) {
+		res.Parent, res.Model, res.Existing = parent, "things.thing", existing
+	}
+	for name, tt := range map[string]struct {
+		components []api.Component
+		want       string // "": it can be served
+	}{
+		"a plugin twice":     {[]api.Component{newThings(nil).component(), {Label: "more", Resources: newThings(nil).component().Resources}}, "is there twice"},
+		"a path of the core": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { res.Path = "tasks/" }), "is there twice"},
+		"PRNs of what cannot be looked up": {
+			with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { res.Model = "things.thing" }),
+			"things/ has a Model, but not Existing",
+		},
+		"PRNs of what cannot be found below its parents": {
+			with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { nested(res) }),
+			"parents/{parent_pk}/things/ has a Model and a Parent, but not Locate and Identify",
+		},
+		"parents and no PRNs": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { res.Parent = parent }), ""},
+		"a body that is no struct": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Do = api.With(func(context.Context, *api.Request, []string) (api.Reply, error) { return api.Reply{}, nil })
+		}), "do of things/: a body is a struct, not a []string"},
+		"a body with a struct in it": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Do = api.With(func(context.Context, *api.Request, struct {
+				Inner []named `json:"inner"`
+			},
+			) (api.Reply, error) {
+				return api.Reply{}, nil
+			})
+		}), "the field inner of"},
+		"a body with a number of another size": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Do = api.With(func(context.Context, *api.Request, struct {
+				Small *int32 `json:"small"`
+			},
+			) (api.Reply, error) {
+				return api.Reply{}, nil
+			})
+		}), "bodies have no fields of the type *int32"},
+		"a body with a map by numbers": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Do = api.With(func(context.Context, *api.Request, struct {
+				Map map[int]string `json:"map"`
+			},
+			) (api.Reply, error) {
+				return api.Reply{}, nil
+			})
+		}), "bodies have no fields of the type map[int]string"},
+		"a reply that is described, and not written, as in Python": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Replies = map[int]any{http.StatusOK: floatReply{}}
+		}), "the type float64 is not written as Pulp does"},
+		"a reply that cannot be described": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Replies = map[int]any{http.StatusOK: make(chan int)}
+		}), "the type chan int has no schema"},
+		"a reply without a name": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
+			o.Replies = map[int]any{http.StatusOK: struct{ Name string }{}}
+		}), "struct { Name string } has no name"},
+		"a role twice": {
+			with(func(c *api.Component, _ *api.Resource, _ *api.Operation) { c.Roles = slices.Repeat(thingRoles, 2) }),
+			"the role things.thing_creator is there twice",
+		},
+		"a role of the core": {with(func(c *api.Component, _ *api.Resource, _ *api.Operation) {
+			c.Roles = []api.Role{{Name: "core.task_owner", Permissions: []string{"things.view_thing"}}}
+		}), "the role core.task_owner is there twice, or not one of things"},
+		"roles on objects below others": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) {
+			res.Parent, res.Operations = parent, api.RoleOperations("things.manage_roles_thing", "things.view_thing")
+		}), "roles are given on objects that have a Model and no Parent"},
+		"a reference that is no field": {with(func(_ *api.Component, res *api.Resource, o *api.Operation) {
+			o.Collection = &api.Collection{Filters: api.Filters{Key: "id", Newest: "id"}, References: map[string]*api.Resource{"thing": res}}
+		}), "no field thing of the kind UUIDField"},
 	} {
-		if _, err := api.New(h.db.Pool, h.newClient, api.Config{Version: builtin.Version, Components: components}); err == nil || !strings.Contains(err.Error(), "is there twice") {
+		_, err := api.New(h.db.Pool, h.newClient, api.Config{Version: builtin.Version, Components: tt.components})
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/filter"
@@ -18,25 +19,29 @@ import (
 type own struct {
 	tasks, groups, schedules, workers, users, userRoles, profiles *Resource
 
-	taskList, groupList, scheduleList, workerList, userList *Collection
+	taskList, groupList, scheduleList, workerList, userList, userRoleList *Collection
 }
+
+// coreLabel is the label of core.
+const coreLabel = "core"
 
 // core is the component of what every installation has.
 func (s *Server) core() Component {
 	o := &s.own
 	o.taskList, o.groupList, o.scheduleList, o.workerList, o.userList = s.taskCollection(), s.groupCollection(), s.scheduleCollection(), s.workerCollection(), s.userCollection()
+	o.userRoleList = s.userRoleCollection()
 	o.tasks = &Resource{
 		Path: "tasks/", Name: "tasks", Key: "task", Model: taskModel, Noun: "Task", Tag: "Tasks",
-		Exists: func(ctx context.Context, key string) (bool, error) {
-			found, err := s.Tasks().GetMany(ctx, uuid.MustParse(key))
-			return len(found) > 0, err
+		Existing: existing(func(ctx context.Context, ids []pgtype.UUID) ([]db.TaskStatesRow, error) {
+			return s.q.TaskStates(ctx, s.db, ids)
 		},
+			func(row db.TaskStatesRow) pgtype.UUID { return row.ID }),
 		Operations: append([]Operation{
-			list("List tasks, newest first.", o.taskList, Page[taskReply]{}, s.listTasks, minimalParameter).also(Page[minimalTask]{}),
-			read("Read a task.", taskReply{}, s.readTask, minimalParameter).also(minimalTask{}),
+			list("List tasks, newest first.", o.taskList, Page[taskReply]{}, s.listTasks, minimalParameter).also(Page[minimalTaskReply]{}),
+			read("Read a task.", taskReply{}, s.readTask, minimalParameter).also(minimalTaskReply{}),
 			{
 				Method: http.MethodPatch, Path: wildcard, Verb: "cancel", Summary: "Cancel a task: only its state can be changed, and only to canceled.",
-				Replies: map[int]any{http.StatusOK: taskReply{}, http.StatusConflict: taskReply{}}, Do: With(s.cancelTask),
+				Replies: map[int]any{http.StatusOK: taskReply{}, http.StatusConflict: taskReply{}}, Allow: s.mayCancelTask, Do: With(s.cancelTask),
 			},
 			{
 				Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Delete a task that is final.",
@@ -44,67 +49,74 @@ func (s *Server) core() Component {
 			},
 			{
 				Method: http.MethodGet, Path: wildcard + "profile_artifacts/", Verb: "profile_artifacts", Summary: "List where the profiles of a task can be read.",
-				Replies: map[int]any{http.StatusOK: profilesReply{}}, Do: Bare(s.listProfiles),
+				Replies: map[int]any{http.StatusOK: profileArtifactReply{}}, Do: Bare(s.listProfiles),
 			},
 			{
 				Method: http.MethodPost, Path: "purge/", Verb: "purge", Summary: "Dispatch a task that deletes old tasks.",
-				Replies: map[int]any{http.StatusAccepted: TaskStarted{}}, Do: With(s.purgeTasks),
+				Replies: map[int]any{http.StatusAccepted: AsyncOperationReply{}}, Do: With(s.purgeTasks),
 			},
-		}, s.roleOperations(func() *Resource { return o.tasks }, "core.manage_roles_task", "core.view_task")...),
+		}, RoleOperations("core.manage_roles_task", "core.view_task")...),
 	}
 	o.groups = &Resource{
 		Path: "task-groups/", Name: "task_groups", Key: "task_group", Model: "core.taskgroup", Noun: "TaskGroup", Tag: "Task-Groups",
+		Existing: existing(func(ctx context.Context, ids []pgtype.UUID) ([]db.TaskGroupReadRow, error) {
+			return s.q.TaskGroupRead(ctx, s.db, ids)
+		},
+			func(row db.TaskGroupReadRow) pgtype.UUID { return row.ID }),
 		Operations: []Operation{
-			list("List task groups, newest first.", o.groupList, Page[groupReply]{}, s.listGroups),
-			read("Read a task group.", groupReply{}, s.readGroup),
+			list("List task groups, newest first.", o.groupList, Page[taskGroupReply]{}, s.listGroups),
+			read("Read a task group.", taskGroupReply{}, s.readGroup),
 			{
 				Method: http.MethodPatch, Path: wildcard, Verb: "cancel", Summary: "Cancel the tasks of a group that are not final.",
-				Replies: map[int]any{http.StatusOK: groupReply{}, http.StatusConflict: groupReply{}}, Do: With(s.cancelGroup),
+				Replies: map[int]any{http.StatusOK: taskGroupReply{}, http.StatusConflict: taskGroupReply{}}, Allow: s.mayCancelGroup, Do: With(s.cancelGroup),
 			},
 		},
 	}
 	o.schedules = &Resource{
 		Path: "task-schedules/", Name: "task_schedules", Key: "task_schedule", Model: "core.taskschedule", Noun: "TaskSchedule", Tag: "Task-Schedules",
-		Exists: func(ctx context.Context, key string) (bool, error) {
-			found, err := query(ctx, func(ctx context.Context) ([]db.TaskScheduleReadRow, error) {
-				return s.q.TaskScheduleRead(ctx, s.db, pgUUIDs([]string{key}))
-			})
-			return len(found) > 0, err
+		Existing: existing(func(ctx context.Context, ids []pgtype.UUID) ([]db.TaskScheduleReadRow, error) {
+			return s.q.TaskScheduleRead(ctx, s.db, ids)
 		},
+			func(row db.TaskScheduleReadRow) pgtype.UUID { return row.ID }),
 		Operations: append([]Operation{
-			list("List task schedules.", o.scheduleList, Page[scheduleReply]{}, s.listSchedules),
-			read("Read a task schedule.", scheduleReply{}, s.readSchedule),
-		}, s.roleOperations(func() *Resource { return o.schedules }, "core.manage_roles_taskschedule", "core.view_taskschedule")...),
+			list("List task schedules.", o.scheduleList, Page[taskScheduleReply]{}, s.listSchedules),
+			read("Read a task schedule.", taskScheduleReply{}, s.readSchedule),
+		}, RoleOperations("core.manage_roles_taskschedule", "core.view_taskschedule")...),
 	}
 	o.workers = &Resource{
 		Path: "workers/", Name: "workers", Key: "worker", Model: "core.appstatus", Noun: "AppStatus", Tag: "Workers",
+		Existing: existing(func(ctx context.Context, ids []pgtype.UUID) ([]db.AppStatusReadRow, error) {
+			return s.q.AppStatusRead(ctx, s.db, db.AppStatusReadParams{IDs: ids, AppType: "worker"})
+		}, func(row db.AppStatusReadRow) pgtype.UUID { return row.ID }),
 		Operations: []Operation{
 			list("List workers.", o.workerList, Page[workerReply]{}, s.listWorkers),
 			read("Read a worker.", workerReply{}, s.readWorker),
 		},
 	}
 	o.users = &Resource{
-		Path: "users/", Name: "users", Key: "auth_user", ID: "id", Numbered: true, Model: "auth.user", Noun: "User", Tag: "Users",
+		Path: "users/", Name: "users", Key: "auth_user", ID: "id", Numbered: true, Whole: true, Model: "auth.user", Noun: "User", Tag: "Users",
+		Existing: s.existingUsers,
 		Operations: []Operation{
-			list("List users.", o.userList, Page[userReply]{}, s.listUsers),
-			read("Read a user.", userReply{}, s.readUser),
-			{Method: http.MethodPost, Verb: "create", Summary: "Create a user.", Replies: map[int]any{http.StatusCreated: userReply{}}, Do: With(s.createUser)},
-			{Method: http.MethodPut, Path: wildcard, Verb: "update", Summary: "Change a user.", Replies: map[int]any{http.StatusOK: userReply{}}, Do: With(s.putUser)},
-			{Method: http.MethodPatch, Path: wildcard, Verb: "partial_update", Summary: "Change some fields of a user.", Replies: map[int]any{http.StatusOK: userReply{}}, Do: With(s.patchUser)},
-			{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Delete a user.", Replies: map[int]any{http.StatusNoContent: nil}, Do: Bare(s.deleteUser)},
+			list("List users.", o.userList, Page[userReply]{}, s.listUsers).allow(s.maySuper),
+			read("Read a user.", userReply{}, s.readUser).allow(s.maySuper),
+			{Method: http.MethodPost, Verb: "create", Summary: "Create a user.", Replies: map[int]any{http.StatusCreated: userReply{}}, Allow: s.maySuper, Do: With(s.createUser)},
+			{Method: http.MethodPut, Path: wildcard, Verb: "update", Summary: "Change a user.", Replies: map[int]any{http.StatusOK: userReply{}}, Allow: s.mayUser, Do: With(s.putUser)},
+			{Method: http.MethodPatch, Path: wildcard, Verb: "partial_update", Summary: "Change some fields of a user.", Replies: map[int]any{http.StatusOK: userReply{}}, Allow: s.mayUser, Do: With(s.patchUser)},
+			{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Delete a user.", Replies: map[int]any{http.StatusNoContent: nil}, Allow: s.mayUser, Do: Bare(s.deleteUser)},
 		},
 	}
 	o.userRoles = &Resource{
 		Path: "roles/", Parent: o.users, Name: "users_roles", Key: "auth_users_user_role", Model: "core.userrole", Noun: "UserRole", Tag: "Users: Roles",
+		Locate: s.locateUserRoles, Identify: s.identifyUserRoles,
 		Operations: []Operation{
-			list("List the roles of a user.", nil, Page[userRoleReply]{}, s.listUserRoles),
-			read("Read a role of a user.", userRoleReply{}, s.readUserRole),
-			{Method: http.MethodPost, Verb: "create", Summary: "Give a user a role.", Replies: map[int]any{http.StatusCreated: userRoleReply{}}, Do: With(s.createUserRole)},
-			{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Take a role from a user.", Replies: map[int]any{http.StatusNoContent: nil}, Do: Bare(s.deleteUserRole)},
+			list("List the roles of a user.", o.userRoleList, Page[userRoleReply]{}, s.listUserRoles).allow(s.mayUser),
+			read("Read a role of a user.", userRoleReply{}, s.readUserRole).allow(s.mayUser),
+			{Method: http.MethodPost, Verb: "create", Summary: "Give a user a role.", Replies: map[int]any{http.StatusCreated: userRoleReply{}}, Allow: s.mayUser, Do: With(s.createUserRole)},
+			{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Take a role from a user.", Replies: map[int]any{http.StatusNoContent: nil}, Allow: s.mayUser, Do: Bare(s.deleteUserRole)},
 		},
 	}
 	return Component{
-		Label: "core", Version: s.cfg.Version, Package: "pulpcore", Module: "pulpcore.app",
+		Label: coreLabel, Version: s.cfg.Version, Roles: coreRoles, Package: "pulpcore", Module: "pulpcore.app",
 		Resources: append([]*Resource{
 			s.statusResource(), s.livezResource(), s.docsResource(), s.rootResource(), s.artifactsResource(),
 			o.tasks, o.groups, o.schedules, o.workers, o.users, o.userRoles,
@@ -113,6 +125,17 @@ func (s *Server) core() Component {
 }
 
 var minimalParameter = Parameter{Name: "minimal", Type: "boolean", Description: "Answer the short form of tasks."}
+
+// existing makes a Resource's Existing of a query by ids.
+func existing[T any](read func(context.Context, []pgtype.UUID) ([]T, error), id func(T) pgtype.UUID) func(context.Context, []string) ([]string, error) {
+	return func(ctx context.Context, keys []string) (found []string, err error) {
+		rows, err := query(ctx, func(ctx context.Context) ([]T, error) { return read(ctx, pgUUIDs(keys)) })
+		for _, row := range rows {
+			found = append(found, uuid.UUID(id(row).Bytes).String())
+		}
+		return found, err
+	}
+}
 
 // list makes the operation that lists a collection.
 func list(summary string, c *Collection, reply any, do func(context.Context, *Request) (Reply, error), more ...Parameter) Operation {
@@ -132,11 +155,14 @@ func read(summary string, reply any, do func(context.Context, *Request) (Reply, 
 
 // keyOf is the key of a resource's object that an href or a PRN names, for filters.
 func (s *Server) keyOf(text string, res *Resource) (string, error) {
-	o, ok := s.Resolve(text)
-	if !ok || o.Resource != res || len(o.Keys) == 0 {
+	o, ok := s.parse(text)
+	switch {
+	case !ok || o.Resource != res || o.Key == "" && len(o.Keys) == 0:
 		return "", filter.ListError("URI not valid: " + text)
+	case o.Key == "": // of an object whose path has keys of parents; the last is that in the PRN, too
+		return o.Keys[len(o.Keys)-1], nil
 	}
-	return o.Keys[len(o.Keys)-1], nil
+	return o.Key, nil
 }
 
 // referenceTo reads hrefs and PRNs of a resource's objects, and the word null, for filters.
@@ -150,6 +176,16 @@ func (s *Server) referenceTo(res func() *Resource) func(string) (any, error) {
 			return nil, err
 		}
 		return uuid.Parse(key)
+	}
+}
+
+// anyOr reads the href of a whole collection, too, which asks for any object of the resource.
+func (s *Server) anyOr(parse func(string) (any, error), res func() *Resource) func(string) (any, error) {
+	return func(text string) (any, error) {
+		if o, ok := s.parse(text); ok && o.Resource == res() && len(o.Keys) == 0 {
+			return filter.OfType(o.Resource.Model), nil
+		}
+		return parse(text)
 	}
 }
 
@@ -174,8 +210,8 @@ func (s *Server) taskCollection() *Collection {
 	rare := slices.DeleteFunc(slices.Clone(states), func(state string) bool { return state == string(tasking.Completed) })
 	task := s.referenceTo(func() *Resource { return s.own.tasks })
 	group := s.referenceTo(func() *Resource { return s.own.groups })
-	reserved := func(prefix string) func(string) (any, error) {
-		return func(text string) (any, error) { return prefix + s.resourceName(text), nil }
+	reserved := func(prefix string) naming {
+		return func(text string, o Object) (any, error) { return prefix + resourceName(text, o), nil }
 	}
 	either := "NOT EXISTS (SELECT FROM unnest(%s) v WHERE NOT (v = ANY (reserved) OR 'shared:' || v = ANY (reserved)))"
 	return &Collection{
@@ -185,6 +221,10 @@ func (s *Server) taskCollection() *Collection {
 			Orders: map[string]string{
 				"pulp_created": "id", "pulp_last_updated": "id", "name": "name", "state": "state::text", "logging_cid": "logging_cid",
 				"unblocked_at": "unblocked_at", "started_at": "started_at", "finished_at": "finished_at", "pulp_id": "id",
+				"error": "error", "result": "result", "immediate": "immediate", "deferred": "deferred", "versions": "versions",
+				"reserved_resources_record": "reserved",
+				// What all tasks have alike here, or not at all.
+				"profile_options": "(id IS NULL)", "pulp_api_version": "(id IS NULL)",
 			},
 			Fields: append(s.ids("id", func() *Resource { return s.own.tasks }), []filter.Field{
 				{Name: "state", Column: "state", Enum: "task_state", Kind: filter.Choice, Choices: states, Rare: rare, ByRare: "id IN (SELECT s.id FROM api_task_state s WHERE s.state = ANY (%s))"},
@@ -194,24 +234,27 @@ func (s *Server) taskCollection() *Collection {
 				{Name: "unblocked_at", Column: "unblocked_at", Kind: filter.Time},
 				{Name: "started_at", Column: "started_at", Kind: filter.Time},
 				{Name: "finished_at", Column: "finished_at", Kind: filter.Time},
-				{Name: "parent_task", Column: "parent_task", Kind: filter.UUID, Parse: task, Lookups: []string{""}},
+				{Name: "parent_task", Column: "parent_task", Kind: filter.UUID, Parse: s.anyOr(task, func() *Resource { return s.own.tasks }), Lookups: []string{""}, ByType: "(parent_task IS NOT NULL AND cardinality(%s) > 0)"},
 				{Name: "child_tasks", Column: "id", Kind: filter.UUID, Parse: task, Lookups: []string{""}, Condition: "id = (SELECT c.parent_task FROM task c WHERE c.id = %s)"},
-				{Name: "task_group", Column: "task_group", Kind: filter.UUID, Parse: group, Lookups: []string{""}},
+				{Name: "task_group", Column: "task_group", Kind: filter.UUID, Parse: s.anyOr(group, func() *Resource { return s.own.groups }), Lookups: []string{""}, ByType: "(task_group IS NOT NULL AND cardinality(%s) > 0)"},
 				{Name: "worker", Kind: filter.Text, Lookups: []string{"", "in"}, Condition: "false"},
-				{Name: "created_resources", Kind: filter.Text, Lookups: []string{""}, Parse: s.createdResource, Condition: "id IN (SELECT c.task_id FROM created_resource c WHERE c.resource = %s)"},
-				{Name: "reserved_resources", Kind: filter.Array, Column: "reserved", Parse: reserved(""), Condition: either},
-				{Name: "exclusive_resources", Kind: filter.Array, Column: "reserved", Parse: reserved("")},
-				{Name: "shared_resources", Kind: filter.Array, Column: "reserved", Parse: reserved("shared:")},
+				{Name: "created_resources", Kind: filter.Text, Lookups: []string{""}, Condition: "id IN (SELECT c.task_id FROM created_resource c WHERE c.resource = %s)"},
+				{Name: "reserved_resources", Kind: filter.Array, Column: "reserved", Condition: either},
+				{Name: "exclusive_resources", Kind: filter.Array, Column: "reserved"},
+				{Name: "shared_resources", Kind: filter.Array, Column: "reserved"},
 			}...),
 		},
+		names: map[string]naming{
+			"created_resources": createdResource, "reserved_resources": reserved(""), "exclusive_resources": reserved(""), "shared_resources": reserved("shared:"),
+		},
 		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
-			return r.visible(ctx, taskModel, "core.view_task")
+			return r.Visible(ctx, s.own.tasks, "core.view_task")
 		},
 		Count: s.countTasks,
 	}
 }
 
-// countTasks counts all tasks, those in one state, or, as most are completed, all but those in the other states.
+// countTasks counts all tasks, or, as most are completed, all but those in the other states.
 func (s *Server) countTasks(ctx context.Context, r *Request) (int, bool, error) {
 	state := ""
 	for name := range r.Query {
@@ -225,19 +268,21 @@ func (s *Server) countTasks(ctx context.Context, r *Request) (int, bool, error) 
 	if state != "" && state != string(tasking.Completed) {
 		return 0, false, nil
 	}
-	row, err := query(ctx, func(ctx context.Context) (db.TaskCountRow, error) { return s.q.TaskCount(ctx, s.db) })
-	if state == "" {
-		return int(row.Everything), true, err
+	count := s.q.TaskCount
+	if state != "" {
+		count = s.q.TaskCompletedCount
 	}
-	return int(row.Everything - row.Rare), true, err
+	n, err := query(ctx, func(ctx context.Context) (int64, error) { return count(ctx, s.db) })
+	return int(n), true, err
 }
 
-// visible is the condition that the user may see an object of a model whose keys are UUIDs, by a role that has a permission.
-func (r *Request) visible(ctx context.Context, model, permission string) (string, []any, error) {
+// Visible is a Collection's Scope: the objects of a resource on which the user has a permission by a role. They are known by
+// the column id, a UUID.
+func (r *Request) Visible(ctx context.Context, res *Resource, permission string) (condition string, args []any, err error) {
 	if r.User.Superuser {
 		return "true", nil, nil
 	}
-	roles := rolesWith(permission)
+	roles := r.server.rolesWith(permission)
 	held, err := query(ctx, func(ctx context.Context) ([]string, error) {
 		return r.server.q.UserRoleHeld(ctx, r.server.db, db.UserRoleHeldParams{UserID: int32(r.User.ID)})
 	})
@@ -248,34 +293,35 @@ func (r *Request) visible(ctx context.Context, model, permission string) (string
 		return "true", nil, nil
 	}
 	return "id IN (SELECT a.object::uuid FROM user_role a WHERE a.user_id = $1::int AND a.role = ANY ($2::text[]) AND a.model = $3::text)",
-		[]any{r.User.ID, roles, model}, nil
+		[]any{r.User.ID, roles, res.Model}, nil
 }
 
 // resourceName is the name by which tasks reserve what an href names; other texts are names already.
-func (s *Server) resourceName(text string) string {
-	if strings.HasPrefix(text, "/") || strings.Contains(text, "://") {
-		if o, ok := s.Resolve(text); ok && len(o.Keys) > 0 && o.Resource.Model != "" {
-			return o.Resource.PRN(o.Keys[len(o.Keys)-1])
-		}
+func resourceName(text string, o Object) string {
+	if o.named() && !strings.HasPrefix(text, "prn:") {
+		return o.PRN()
 	}
 	return text
 }
 
-// createdResource is the PRN of what an href or a PRN names.
-func (s *Server) createdResource(text string) (any, error) {
-	o, ok := s.Resolve(text)
-	if !ok || len(o.Keys) == 0 || o.Resource.Model == "" {
+// createdResource is the PRN of what an href or a PRN names, which is to be there.
+func createdResource(text string, o Object) (any, error) {
+	switch {
+	case o.gone:
+		_, model, _ := strings.Cut(o.Resource.Model, ".")
+		return nil, filter.ListError("URI " + text + " not found for " + model + ".")
+	case !o.named():
 		return nil, filter.ListError("URI not valid: " + text)
 	}
-	return o.Resource.PRN(o.Keys[len(o.Keys)-1]), nil
+	return o.PRN(), nil
 }
 
 func (s *Server) groupCollection() *Collection {
 	return &Collection{
-		Relation: "task_group", Lax: true,
+		Relation: "task_group", Lax: true, MaxLimit: maxGroups,
 		Filters: filter.Set{Key: "id", Newest: "id DESC"},
 		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
-			condition, args, err := r.visible(ctx, taskModel, "core.view_task")
+			condition, args, err := r.Visible(ctx, s.own.tasks, "core.view_task")
 			if condition != "true" { // of one of its tasks at least
 				condition = "id IN (SELECT v.task_group FROM task v WHERE v." + condition + ")"
 			}
@@ -289,14 +335,14 @@ func (s *Server) scheduleCollection() *Collection {
 		Relation: "task_schedule",
 		Filters: filter.Set{
 			Key: "id", Newest: "created_at DESC, id",
-			Orders: map[string]string{"pulp_created": "created_at", "pulp_last_updated": "created_at", "name": "name", "task_name": "task_name", "next_dispatch": "next_dispatch", "pulp_id": "id"},
+			Orders: map[string]string{"pulp_created": "created_at", "pulp_last_updated": "created_at", "name": "name", "task_name": "task_name", "next_dispatch": "next_dispatch", "pulp_id": "id", "dispatch_interval": "dispatch_interval"},
 			Fields: append(s.ids("id", func() *Resource { return s.own.schedules }), []filter.Field{
 				{Name: "name", Column: "name", Kind: filter.Text, Lookups: []string{"", "contains"}},
 				{Name: "task_name", Column: "task_name", Kind: filter.Text, Lookups: []string{"", "contains"}},
 			}...),
 		},
 		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
-			return r.visible(ctx, "core.taskschedule", "core.view_taskschedule")
+			return r.Visible(ctx, s.own.schedules, "core.view_taskschedule")
 		},
 	}
 }
@@ -306,7 +352,7 @@ func (s *Server) workerCollection() *Collection {
 		Relation: "api_worker",
 		Filters: filter.Set{
 			Key: "id", Newest: "created_at DESC, id",
-			Orders: map[string]string{"pulp_created": "created_at", "pulp_last_updated": "last_heartbeat", "name": "name", "last_heartbeat": "last_heartbeat", "pulp_id": "id"},
+			Orders: map[string]string{"pulp_created": "created_at", "pulp_last_updated": "last_heartbeat", "name": "name", "last_heartbeat": "last_heartbeat", "pulp_id": "id", "app_type": "app_type", "ttl": "ttl", "versions": "versions"},
 			Fields: append(s.ids("id", func() *Resource { return s.own.workers }), []filter.Field{
 				{Name: "name", Column: "name", Kind: filter.Text},
 				{Name: "last_heartbeat", Column: "last_heartbeat", Kind: filter.Time},
@@ -332,6 +378,7 @@ func (s *Server) userCollection() *Collection {
 			Orders: map[string]string{"id": "id", "username": "username", "first_name": "first_name", "last_name": "last_name", "email": "email", "is_active": "is_active", "is_staff": "is_staff", "date_joined": "date_joined"},
 			Fields: []filter.Field{
 				{Name: "id", Column: "id", Kind: filter.Int, Lookups: []string{"", "in"}},
+				{Name: "pulp_id", Kind: filter.UUID, Lookups: []string{"in"}, Condition: "false"}, // no user's id is one
 				{Name: "prn", Column: "id", Kind: filter.Int, Lookups: []string{"in"}, Parse: parse},
 				{Name: "pulp_href", Column: "id", Kind: filter.Int, Lookups: []string{"in"}, Parse: parse},
 				{Name: "username", Column: "username", Kind: filter.Text},

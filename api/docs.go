@@ -2,11 +2,15 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"html"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -47,10 +51,37 @@ func CollectStatic(dir string) error {
 	})
 }
 
-// document keeps the forms of the OpenAPI document that were asked for, as JSON.
+// document keeps the forms of the OpenAPI document that were asked for, in the encodings that were asked for.
 type document struct {
+	// digest tells the documents of different APIs apart. It never changes.
+	digest string
+
 	mu    sync.Mutex
 	forms map[string][]byte
+}
+
+// digest is that of the document.
+func (s *Server) digest() (string, error) {
+	doc, err := s.describe(form{})
+	if err != nil {
+		return "", err
+	}
+	data, err := json.Marshal(doc)
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:4]), err
+}
+
+// version is what clients are told as a component's. They keep the document until it changes for one of them, so that of the
+// core has a part that changes with the document: a local one, which no requirement looks at.
+func (s *Server) version(c Component) string {
+	if c.Label != coreLabel || s.document.digest == "" {
+		return c.Version
+	}
+	separator := "+"
+	if strings.Contains(c.Version, "+") {
+		separator = "."
+	}
+	return c.Version + separator + "pith." + s.document.digest
 }
 
 // docsResource serves the document and the page that shows it.
@@ -65,12 +96,9 @@ func (s *Server) docsResource() *Resource {
 	serve := func(p, verb, kind string, encode func([]byte) ([]byte, error)) Operation {
 		return Operation{
 			Method: http.MethodGet, Path: p, Verb: verb, Summary: "The OpenAPI document.", Public: true, Parameters: parameters,
-			Replies: map[int]any{http.StatusOK: media(kind)},
+			Replies: map[int]any{http.StatusOK: media(kind), http.StatusBadRequest: Detail{}},
 			Do: Bare(func(_ context.Context, r *Request) (Reply, error) {
-				data, err := s.asked(r)
-				if err == nil {
-					data, err = encode(data)
-				}
+				data, err := s.asked(r, kind, encode)
 				return Reply{Status: http.StatusOK, raw: data, Header: http.Header{
 					"Content-Type": {kind}, "Cache-Control": {"max-age=8640000"}, "Vary": {"Accept, Authorization"},
 				}}, err
@@ -91,28 +119,37 @@ func (s *Server) docsResource() *Resource {
 	}
 }
 
-// asked is the document in the form that a client asks for, as JSON.
-func (s *Server) asked(r *Request) ([]byte, error) {
+// form is that of the document which a client asks for.
+func (s *Server) form(r *Request) (form, error) {
 	on := func(name string) bool {
 		if !r.Query.Has(name) {
 			return false
 		}
-		v, err := strconv.ParseBool(r.Query.Get(name))
+		v, err := strconv.ParseBool(r.last(name))
 		return err != nil || v
 	}
 	f := form{bindings: on("bindings"), keys: on("pk_path")}
-	for label := range strings.SplitSeq(r.Query.Get("component"), ",") {
+	for label := range strings.SplitSeq(strings.Join(r.Query["component"], ","), ",") {
 		if label = strings.TrimSpace(label); label == "" {
 			continue
 		}
 		if !slices.ContainsFunc(s.cfg.Components, func(c Component) bool { return c.Label == label }) {
-			return nil, detail(http.StatusBadRequest, fmt.Sprintf("Invalid component %q: this server has none of that name.", label))
+			return f, detail(http.StatusBadRequest, fmt.Sprintf("Invalid component %q: this server has none of that name.", label))
 		}
 		f.components = append(f.components, label)
 	}
 	slices.Sort(f.components)
 	f.components = slices.Compact(f.components)
-	key := fmt.Sprint(f)
+	return f, nil
+}
+
+// asked is the document in the form that a client asks for, encoded from JSON as a content type.
+func (s *Server) asked(r *Request, kind string, encode func([]byte) ([]byte, error)) ([]byte, error) {
+	f, err := s.form(r)
+	if err != nil {
+		return nil, err
+	}
+	key := fmt.Sprint(kind, f)
 	s.document.mu.Lock()
 	defer s.document.mu.Unlock()
 	if data, ok := s.document.forms[key]; ok {
@@ -123,22 +160,29 @@ func (s *Server) asked(r *Request) ([]byte, error) {
 		return nil, err
 	}
 	data, err := json.Marshal(doc)
+	if err == nil {
+		data, err = encode(data)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if s.document.forms == nil {
 		s.document.forms = map[string][]byte{}
 	}
-	s.document.forms[key] = data // as many as there are subsets of the components, times four
+	s.document.forms[key] = data // as many as there are subsets of the components, times eight
 	return data, nil
 }
 
-// docsPage is the page, which reads the document and shows it.
+// docsPage is the page, which reads the document and shows it. Browsers keep the document by its address, so that has the
+// version; the page they have to ask for.
 func (s *Server) docsPage(context.Context, *Request) (Reply, error) {
-	at := s.cfg.Root + assetsPath
-	page := strings.NewReplacer("{{assets}}", at, "{{document}}", s.root+"docs/api.json?pk_path=1").Replace(pageTemplate)
+	query := url.Values{"pk_path": {"1"}, "version": {s.version(s.cfg.Components[0])}}
+	page := strings.NewReplacer(
+		"{{assets}}", s.cfg.Root+assetsPath, "{{document}}", html.EscapeString(s.root+"docs/api.json?"+query.Encode()),
+	).Replace(pageTemplate)
 	return Reply{Status: http.StatusOK, raw: []byte(page), Header: http.Header{
 		"Content-Type":            {"text/html; charset=utf-8"},
+		"Cache-Control":           {"no-cache"},
 		"Content-Security-Policy": {"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; font-src 'self'"},
 	}}, nil
 }

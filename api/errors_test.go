@@ -360,7 +360,7 @@ func refusedFilters() []refusal {
 func refusedReferences(s scene) []refusal {
 	var all []refusal
 	for name, bad := range map[string][]string{
-		"parent_task":       {"x", "/", "/nowhere/", root + "tasks/", root + "tasks/x/", s.group, "prn:core.task:x", "prn:core.taskgroup:" + nowhere, nowhere},
+		"parent_task":       {"x", "/", "/nowhere/", root + "task-groups/", root + "tasks/x/", s.group, "prn:core.task:x", "prn:core.taskgroup:" + nowhere, nowhere},
 		"child_tasks":       {"x", s.group},
 		"task_group":        {"x", s.task, "prn:core.task:" + nowhere},
 		"pulp_href__in":     {"x", s.group},

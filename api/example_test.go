@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -34,6 +35,9 @@ func ExampleComponent() {
 	planets := &api.Resource{
 		Path: "planets/solar/planet/", Name: "planets_solar_planet", Key: "solar_planet", Numbered: true,
 		Model: "solar.planet", Noun: "Planet", Tag: "Planets: Solar",
+		Existing: func(_ context.Context, keys []string) ([]string, error) {
+			return slices.DeleteFunc(keys, func(key string) bool { return key != "3" }), nil
+		},
 	}
 	planets.Operations = []api.Operation{{
 		Method: http.MethodGet, Path: "{}", Verb: "read", Summary: "Read a planet.", Public: true,
@@ -69,10 +73,10 @@ func ExampleComponent() {
 		server.Handler().ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/pulp/api/v3/planets/solar/planet/"+key+"/", nil))
 		fmt.Println(w.Code, w.Body)
 	}
-	named, ok := server.Resolve("prn:solar.planet:3")
-	fmt.Println(named.Resource.Noun, named.Keys, ok)
+	named, err := server.Resolve(context.Background(), "prn:solar.planet:3")
+	fmt.Println(named[0].Resource.Noun, named[0].Keys, err)
 	// Output:
 	// 200 {"pulp_href":"/pulp/api/v3/planets/solar/planet/3/","prn":"prn:solar.planet:3","name":"Earth"}
 	// 404 {"detail":"No Planet matches the given query."}
-	// Planet [3] true
+	// Planet [3] <nil>
 }

@@ -6,6 +6,9 @@ import (
 	"slices"
 )
 
+// Roles are those of the core.
+var Roles = coreRoles
+
 // Sign signs a link to a path until a time, in seconds since 1970.
 func (s *Server) Sign(ctx context.Context, path, expires string) (string, error) {
 	return s.signature(ctx, path, expires)

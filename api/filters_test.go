@@ -142,6 +142,7 @@ func TestTasksAreFiltered(t *testing.T) {
 		{"parent_task={parent.prn}", "child"},
 		{"parent_task=https://pulp.example" + root + "tasks/" + nowhere + "/", ""},
 		{"parent_task={done}", ""},
+		{"parent_task=" + root + "tasks/", "child"},
 		{"parent_task=null", without("child")},
 		{"child_tasks={child}", "parent"},
 		{"child_tasks={child.url}", "parent"},

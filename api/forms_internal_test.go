@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -98,7 +100,7 @@ func sampleTask() taskReply {
 	return taskReply{
 		head:  head{PulpHref: "/pulp/api/v3/tasks/x/", PRN: "prn:core.task:x", PulpCreated: at, PulpLastUpdated: at},
 		State: "failed", Name: "<name>", CreatedBy: new("/pulp/api/v3/users/1/"), StartedAt: &at, Error: &tasking.Error{Description: "no <luck>"},
-		ChildTasks: []string{}, ProgressReports: []progressReply{{Message: "m", Total: new(int64(3))}}, CreatedResources: []string{unavailable}, Result: &result,
+		ChildTasks: []string{}, ProgressReports: []progressReportReply{{Message: "m", Total: new(int64(3))}}, CreatedResources: []string{unavailable}, Result: &result,
 	}
 }
 
@@ -138,7 +140,7 @@ func FuzzSelection(f *testing.F) {
 		if err != nil || string(list) != "["+string(got)+","+string(got)+"]" {
 			t.Errorf("in a list: %s %v", list, err)
 		}
-		page, err := newPage(found{count: 7}, []taskReply{task}).encode(s)
+		page, err := NewPage(Found{count: 7}, []taskReply{task}).encode(s)
 		if err != nil || string(page) != `{"count":7,"next":null,"previous":null,"results":[`+string(got)+`]}` {
 			t.Errorf("in a page: %s %v", page, err)
 		}
@@ -148,9 +150,35 @@ func FuzzSelection(f *testing.F) {
 func TestNothingIsAListAsWell(t *testing.T) {
 	t.Parallel()
 	for _, s := range []selection{{}, {only: []string{"state"}}} {
-		got, err := newPage[taskReply](found{}, nil).encode(s)
+		got, err := NewPage[taskReply](Found{}, nil).encode(s)
 		if want := `{"count":0,"next":null,"previous":null,"results":[]}`; string(got) != want || err != nil {
 			t.Errorf("%s %v", got, err)
+		}
+	}
+}
+
+// TestDocumentIsMadeOncePerEncoding: anyone may ask for it, without credentials.
+func TestDocumentIsMadeOncePerEncoding(t *testing.T) {
+	t.Parallel()
+	s := bareServer(t)
+	ask := func(path string) string {
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/pulp/api/v3/docs/"+path, nil))
+		return w.Body.String()
+	}
+	paths := []string{"api.json", "api.yaml", "api.json?bindings", "api.yaml?component=core"}
+	for _, path := range paths {
+		ask(path)
+	}
+	if len(s.document.forms) != len(paths) {
+		t.Errorf("%d documents are kept of %d", len(s.document.forms), len(paths))
+	}
+	for key := range s.document.forms {
+		s.document.forms[key] = []byte("kept")
+	}
+	for _, path := range paths {
+		if got := ask(path); got != "kept" {
+			t.Errorf("%s is made anew: %.40s", path, got)
 		}
 	}
 }
@@ -162,31 +190,32 @@ func TestHrefsAndPRNsNameObjects(t *testing.T) {
 	s := bareServer(t)
 	const root = "/pulp/api/v3/"
 	for text, want := range map[string]Object{
-		root + "tasks/" + someKey + "/":                              {s.own.tasks, []string{someKey}},
-		root + "tasks/" + strings.ToUpper(someKey) + "/":             {s.own.tasks, []string{someKey}},
-		"https://pulp.example" + root + "tasks/" + someKey + "/?a=b": {s.own.tasks, []string{someKey}},
-		"prn:core.task:" + someKey:                                   {s.own.tasks, []string{someKey}},
-		"prn:core.task:" + strings.ToUpper(someKey):                  {s.own.tasks, []string{someKey}},
-		root + "tasks/":                         {s.own.tasks, nil},
-		root + "task-groups/" + someKey + "/":   {s.own.groups, []string{someKey}},
-		"prn:core.taskgroup:" + someKey:         {s.own.groups, []string{someKey}},
-		"prn:core.appstatus:" + someKey:         {s.own.workers, []string{someKey}},
-		"prn:core.taskschedule:" + someKey:      {s.own.schedules, []string{someKey}},
-		root + "users/07/":                      {s.own.users, []string{"7"}},
-		"prn:auth.user:7":                       {s.own.users, []string{"7"}},
-		root + "users/7/roles/" + someKey + "/": {s.own.userRoles, []string{"7", someKey}},
+		root + "tasks/" + someKey + "/":                              {Resource: s.own.tasks, Keys: []string{someKey}, Key: someKey},
+		root + "tasks/" + strings.ToUpper(someKey) + "/":             {Resource: s.own.tasks, Keys: []string{someKey}, Key: someKey},
+		"https://pulp.example" + root + "tasks/" + someKey + "/?a=b": {Resource: s.own.tasks, Keys: []string{someKey}, Key: someKey},
+		"prn:core.task:" + someKey:                                   {Resource: s.own.tasks, Keys: []string{someKey}, Key: someKey},
+		"prn:core.task:" + strings.ToUpper(someKey):                  {Resource: s.own.tasks, Keys: []string{someKey}, Key: someKey},
+		root + "tasks/":                         {Resource: s.own.tasks},
+		root + "task-groups/" + someKey + "/":   {Resource: s.own.groups, Keys: []string{someKey}, Key: someKey},
+		"prn:core.taskgroup:" + someKey:         {Resource: s.own.groups, Keys: []string{someKey}, Key: someKey},
+		"prn:core.appstatus:" + someKey:         {Resource: s.own.workers, Keys: []string{someKey}, Key: someKey},
+		"prn:core.taskschedule:" + someKey:      {Resource: s.own.schedules, Keys: []string{someKey}, Key: someKey},
+		root + "users/07/":                      {Resource: s.own.users, Keys: []string{"7"}, Key: "7"},
+		"prn:core.userrole:" + someKey:          {Resource: s.own.userRoles, Key: someKey}, // only the database knows the user
+		"prn:auth.user:7":                       {Resource: s.own.users, Keys: []string{"7"}, Key: "7"},
+		root + "users/7/roles/" + someKey + "/": {Resource: s.own.userRoles, Keys: []string{"7", someKey}},
 		"":                                      {}, "/": {}, "x": {}, root + "tasks": {}, root + "tasks/x/": {}, root + "tasks/" + someKey: {}, root + "tasks/" + someKey + "//": {},
 		root + "tasks/" + strings.ReplaceAll(someKey, "-", "") + "/": {}, "/pulp/api/v4/tasks/" + someKey + "/": {}, root + "tasks/" + someKey + "/list_roles/": {},
 		root + "users/x/": {}, root + "users/-7/": {}, root + "users/+7/": {}, root + "users/2147483648/": {}, root + "users/x/roles/" + someKey + "/": {},
 		"prn:": {}, "prn:core.task": {}, "prn:core.task:": {}, "prn::" + someKey: {}, "prn:core.task:x": {}, "prn:core.task:" + someKey + ":x": {},
-		"PRN:core.task:" + someKey: {}, "prn:file.filerepository:" + someKey: {}, "prn:core.userrole:" + someKey: {}, "prn:auth.user:" + someKey: {},
+		"PRN:core.task:" + someKey: {}, "prn:file.filerepository:" + someKey: {}, "prn:core.userrole:7": {}, "prn:auth.user:" + someKey: {},
 		"http://[/" + root: {}, "%zz": {},
 	} {
-		got, ok := s.Resolve(text)
+		got, ok := s.parse(text)
 		if ok != (want.Resource != nil) {
 			t.Errorf("%q: %t", text, ok)
-		} else if ok && (got.Resource != want.Resource || !slices.Equal(got.Keys, want.Keys)) {
-			t.Errorf("%q: %s %q", text, got.Resource.Path, got.Keys)
+		} else if ok && (got.Resource != want.Resource || !slices.Equal(got.Keys, want.Keys) || got.Key != want.Key) {
+			t.Errorf("%q: %s %q, in a PRN %q", text, got.Resource.Path, got.Keys, got.Key)
 		}
 	}
 }
@@ -205,17 +234,20 @@ func FuzzResolve(f *testing.F) {
 		if model, key, ok := parsePRN(text); ok && "prn:"+model+":"+key != text {
 			t.Errorf("%q is of %q and %q", text, model, key)
 		}
-		o, ok := s.Resolve(text)
-		if !ok || len(o.Keys) == 0 {
+		o, ok := s.parse(text)
+		if !ok {
 			return
 		}
-		href := r.Href(o.Resource, o.Keys...)
-		names := []string{href, "https://pulp.example:8080" + href}
-		if o.Resource.Model != "" && o.Resource.Parent == nil {
-			names = append(names, o.Resource.PRN(o.Keys[0]))
+		var names []string
+		if len(o.Keys) > 0 {
+			href := r.Href(o.Resource, o.Keys...)
+			names = append(names, href, "https://pulp.example:8080"+href)
+		}
+		if o.named() {
+			names = append(names, o.PRN())
 		}
 		for _, name := range names {
-			if again, ok := s.Resolve(name); !ok || again.Resource != o.Resource || !slices.Equal(again.Keys, o.Keys) {
+			if again, ok := s.parse(name); !ok || again.Resource != o.Resource || !slices.Equal(again.Keys, o.Keys) || again.Key != o.Key {
 				t.Errorf("%q is %s %q; %q is %v", text, o.Resource.Path, o.Keys, name, again)
 			}
 		}

@@ -6,28 +6,29 @@ import (
 	"net/http"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/tasking"
 )
 
-type groupReply struct {
-	PulpHref             string                `json:"pulp_href"`
-	PRN                  string                `json:"prn" doc:"The Pulp Resource Name."`
-	Description          string                `json:"description"`
-	AllTasksDispatched   bool                  `json:"all_tasks_dispatched" doc:"No task will be added any more."`
-	Waiting              int                   `json:"waiting"`
-	Skipped              int                   `json:"skipped"`
-	Running              int                   `json:"running"`
-	Completed            int                   `json:"completed"`
-	Canceled             int                   `json:"canceled"`
-	Failed               int                   `json:"failed"`
-	Canceling            int                   `json:"canceling"`
-	GroupProgressReports []groupProgressReport `json:"group_progress_reports"`
-	Tasks                []minimalTask         `json:"tasks"`
+type taskGroupReply struct {
+	PulpHref             string                     `json:"pulp_href"`
+	PRN                  string                     `json:"prn" doc:"The Pulp Resource Name."`
+	Description          string                     `json:"description"`
+	AllTasksDispatched   bool                       `json:"all_tasks_dispatched" doc:"No task will be added any more."`
+	Waiting              int                        `json:"waiting"`
+	Skipped              int                        `json:"skipped"`
+	Running              int                        `json:"running"`
+	Completed            int                        `json:"completed"`
+	Canceled             int                        `json:"canceled"`
+	Failed               int                        `json:"failed"`
+	Canceling            int                        `json:"canceling"`
+	GroupProgressReports []groupProgressReportReply `json:"group_progress_reports"`
+	Tasks                []minimalTaskReply         `json:"tasks"`
 }
 
-type groupProgressReport struct {
+type groupProgressReportReply struct {
 	Message string  `json:"message"`
 	Code    string  `json:"code"`
 	Total   int64   `json:"total"`
@@ -35,23 +36,49 @@ type groupProgressReport struct {
 	Suffix  *string `json:"suffix"`
 }
 
-// groupReply reads a group with its tasks. A group whose tasks the user may not see is not there for the user.
-func (r *Request) groupReply(ctx context.Context, id uuid.UUID) (groupReply, error) {
+// maxGroups is how many groups a page has at most: each comes with all its tasks.
+const maxGroups = 100
+
+// groupReplies reads groups with their tasks, in the order of their ids.
+func (r *Request) groupReplies(ctx context.Context, ids ...uuid.UUID) ([]taskGroupReply, error) {
 	s := r.server
-	g, err := s.Tasks().GetGroup(ctx, id)
-	if errors.Is(err, tasking.ErrNotFound) {
-		return groupReply{}, NotFound("TaskGroup")
-	} else if err != nil {
-		return groupReply{}, err
+	groups, err := s.Tasks().GetGroups(ctx, ids...)
+	if err != nil || len(groups) == 0 {
+		return nil, err
 	}
-	reply := groupReply{
-		PulpHref: r.Href(s.own.groups, id.String()), PRN: s.own.groups.PRN(id.String()),
+	keys := make([]pgtype.UUID, len(groups))
+	for i, g := range groups {
+		keys[i] = pgUUID(g.ID)
+	}
+	rows, err := query(ctx, func(ctx context.Context) ([]db.TaskOfGroupsRow, error) { return s.q.TaskOfGroups(ctx, s.db, keys) })
+	if err != nil {
+		return nil, err
+	}
+	tasks := map[uuid.UUID][]minimalTaskReply{}
+	for _, t := range rows {
+		key := uuid.UUID(t.ID.Bytes).String()
+		tasks[t.TaskGroup.Bytes] = append(tasks[t.TaskGroup.Bytes], minimalTaskReply{
+			head: r.headOf(s.own.tasks, key, t.CreatedAt.Time, t.CreatedAt.Time), PulpAPIVersion: apiVersion, Name: t.Name, State: t.State,
+			UnblockedAt: pgTime(t.UnblockedAt), StartedAt: pgTime(t.StartedAt), FinishedAt: pgTime(t.FinishedAt),
+		})
+	}
+	list := make([]taskGroupReply, len(groups))
+	for i, g := range groups {
+		list[i] = r.taskGroupReply(g, tasks[g.ID])
+	}
+	return list, nil
+}
+
+func (r *Request) taskGroupReply(g tasking.Group, tasks []minimalTaskReply) taskGroupReply {
+	res := r.server.own.groups
+	reply := taskGroupReply{
+		PulpHref: r.Href(res, g.ID.String()), PRN: res.PRN(g.ID.String()),
 		Description: g.Description, AllTasksDispatched: g.AllTasksDispatched, Waiting: g.Waiting, Skipped: g.Skipped, Running: g.Running,
 		Completed: g.Completed, Canceled: g.Canceled, Failed: g.Failed, Canceling: g.Canceling,
-		GroupProgressReports: []groupProgressReport{}, Tasks: []minimalTask{},
+		GroupProgressReports: []groupProgressReportReply{}, Tasks: some(tasks),
 	}
 	for _, p := range g.Progress {
-		report := groupProgressReport{Message: p.Message, Code: p.Code, Done: p.Done}
+		report := groupProgressReportReply{Message: p.Message, Code: p.Code, Done: p.Done}
 		if p.Total != nil {
 			report.Total = *p.Total
 		}
@@ -60,45 +87,46 @@ func (r *Request) groupReply(ctx context.Context, id uuid.UUID) (groupReply, err
 		}
 		reply.GroupProgressReports = append(reply.GroupProgressReports, report)
 	}
-	tasks, err := query(ctx, func(ctx context.Context) ([]db.TaskOfGroupRow, error) {
-		return s.q.TaskOfGroup(ctx, s.db, pgUUID(id))
-	})
-	for _, t := range tasks {
-		key := uuid.UUID(t.ID.Bytes).String()
-		reply.Tasks = append(reply.Tasks, minimalTask{
-			head: r.headOf(s.own.tasks, key, t.CreatedAt.Time, t.CreatedAt.Time), PulpAPIVersion: apiVersion, Name: t.Name, State: t.State,
-			UnblockedAt: pgTime(t.UnblockedAt), StartedAt: pgTime(t.StartedAt), FinishedAt: pgTime(t.FinishedAt),
-		})
+	return reply
+}
+
+// aGroup reads the group that the path names.
+func (r *Request) aGroup(ctx context.Context) (taskGroupReply, error) {
+	list, err := r.groupReplies(ctx, r.UUID())
+	switch {
+	case err != nil:
+		return taskGroupReply{}, err
+	case len(list) == 0:
+		return taskGroupReply{}, NotFound("TaskGroup")
 	}
-	return reply, err
+	return list[0], nil
 }
 
 func (s *Server) listGroups(ctx context.Context, r *Request) (Reply, error) {
-	found, err := s.own.groupList.page(ctx, r)
+	found, err := r.Page(ctx, s.own.groupList)
 	if err != nil {
 		return Reply{}, err
 	}
-	list := make([]groupReply, 0, len(found.keys))
-	for _, key := range found.keys {
-		reply, err := r.groupReply(ctx, uuid.MustParse(key))
-		if _, gone := problem(err); gone {
-			continue
-		} else if err != nil {
-			return Reply{}, err
-		}
-		list = append(list, reply)
+	ids := make([]uuid.UUID, len(found.Keys))
+	for i, key := range found.Keys {
+		ids[i] = uuid.MustParse(key)
 	}
-	return OK(newPage(found, list))
+	list, err := r.groupReplies(ctx, ids...)
+	if err != nil {
+		return Reply{}, err
+	}
+	return OK(NewPage(found, list))
 }
 
-// mayGroup tells whether the user has a permission on all tasks of the group, and may see one of them at least.
-func (s *Server) mayGroup(ctx context.Context, r *Request, permission string) error {
+// mayGroup tells whether the user has a permission on all tasks of a group, and may see one of them at least. A group whose
+// tasks the user may not see is not there for the user.
+func (s *Server) mayGroup(ctx context.Context, r *Request, id uuid.UUID, permission string) error {
 	if r.User.Superuser {
 		return nil
 	}
 	counts, err := query(ctx, func(ctx context.Context) (db.TaskGroupPermittedRow, error) {
 		return s.q.TaskGroupPermitted(ctx, s.db, db.TaskGroupPermittedParams{
-			TaskGroup: pgUUID(r.UUID()), UserID: int32(r.User.ID), View: rolesWith("core.view_task"), Roles: rolesWith(permission),
+			TaskGroup: pgUUID(id), UserID: int32(r.User.ID), View: s.rolesWith("core.view_task"), Roles: s.rolesWith(permission),
 		})
 	})
 	switch {
@@ -113,26 +141,27 @@ func (s *Server) mayGroup(ctx context.Context, r *Request, permission string) er
 }
 
 func (s *Server) readGroup(ctx context.Context, r *Request) (Reply, error) {
-	if err := s.mayGroup(ctx, r, "core.view_task"); err != nil {
+	if err := s.mayGroup(ctx, r, r.UUID(), "core.view_task"); err != nil {
 		return Reply{}, err
 	}
-	reply, err := r.groupReply(ctx, r.UUID())
+	reply, err := r.aGroup(ctx)
 	if err != nil {
 		return Reply{}, err
 	}
 	return OK(reply)
 }
 
-func (s *Server) cancelGroup(ctx context.Context, r *Request, _ cancelBody) (Reply, error) {
-	if err := s.mayGroup(ctx, r, "core.change_task"); err != nil {
-		return Reply{}, err
-	}
+func (s *Server) mayCancelGroup(ctx context.Context, r *Request) error {
+	return s.mayGroup(ctx, r, r.UUID(), "core.change_task")
+}
+
+func (s *Server) cancelGroup(ctx context.Context, r *Request, _ patchedTaskCancelBody) (Reply, error) {
 	if _, err := s.Tasks().CancelGroup(ctx, r.UUID()); errors.Is(err, tasking.ErrNotFound) {
 		return Reply{}, NotFound("TaskGroup")
 	} else if err != nil {
 		return Reply{}, err
 	}
-	body, err := r.groupReply(ctx, r.UUID())
+	body, err := r.aGroup(ctx)
 	if err != nil {
 		return Reply{}, err
 	}

@@ -1,15 +1,21 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pithworks/pith/api"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -156,6 +162,96 @@ func TestCancelOfAGroupThatATaskJoinsMeanwhileIsAConflict(t *testing.T) {
 	h.want(patch(group, canceled), http.StatusConflict, nil)
 	h.want(patch(root+"tasks/"+uuid.Nil.String()+"/", canceled), http.StatusOK, nil)
 	h.want(patch(group, canceled), http.StatusOK, nil)
+}
+
+// statements counts what goes through a pool.
+type statements struct {
+	pgx.QueryTracer
+	sent atomic.Int32
+}
+
+// TraceQueryStart counts a statement.
+func (s *statements) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	s.sent.Add(1)
+	return s.QueryTracer.TraceQueryStart(ctx, conn, data)
+}
+
+func TestListOfGroupsTakesAsManyStatementsForManyAsForOne(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	config := h.db.Pool.Config()
+	counted := &statements{QueryTracer: config.ConnConfig.Tracer}
+	config.ConnConfig.Tracer = counted
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := h.db.Pool
+	t.Cleanup(func() { h.db.Pool = plain; pool.Close() })
+	h.db.Pool = pool
+	h.serve(h.newClient, api.Config{})
+	var counts []int32
+	for n := range 3 {
+		for range n {
+			newMembers(h)
+		}
+		h.want(get("task-groups/"), http.StatusOK, nil) // the first time more may be asked
+		before := counted.sent.Load()
+		h.want(get("task-groups/"), http.StatusOK, nil)
+		counts = append(counts, counted.sent.Load()-before)
+	}
+	if counts[2] != counts[1] || counts[1] > 6 {
+		t.Errorf("statements for 0, 1 and 3 groups: %v", counts)
+	}
+}
+
+func TestEachGroupOfAListHasItsOwnTasks(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var groups []string
+	for i := range 3 {
+		id, group := h.newGroup(fmt.Sprint(i))
+		for range i {
+			task, _ := h.dispatch("dummy_task", nil, tasking.Options{Group: &id})
+			h.exec("INSERT INTO progress_report VALUES ($1, 0, 'Counting', 'count', 'completed', 10, 4, NULL)", task)
+		}
+		groups = append(groups, group)
+	}
+	var page struct{ Results []json.RawMessage }
+	h.get("task-groups/", &page)
+	if len(page.Results) != len(groups) {
+		t.Fatalf("%d groups are listed", len(page.Results))
+	}
+	for i, group := range groups {
+		alone := h.want(get(group), http.StatusOK, nil).body
+		if listed := page.Results[len(groups)-1-i]; string(listed) != string(alone) {
+			t.Errorf("group %d is listed as %s, and alone is %s", i, listed, alone)
+		}
+	}
+}
+
+func TestPageOfGroupsIsShorterThanThoseOfOtherLists(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.exec("INSERT INTO task_group (id, description) SELECT gen_random_uuid(), n::text FROM generate_series(1, 201) n")
+	seen := map[string]bool{}
+	for query, want := range map[string]part{
+		"limit=1000":            {201, "limit=100&offset=100", none, nil},
+		"limit=1000&offset=100": {201, "limit=100&offset=200", "limit=100", nil},
+		"limit=1000&offset=200": {201, none, "limit=100&offset=100", nil},
+	} {
+		got := h.partOf("task-groups/", query, "description")
+		for _, name := range got.Names {
+			seen[name] = true
+		}
+		got.Names = nil
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", query, diff)
+		}
+	}
+	if len(seen) != 201 {
+		t.Errorf("the pages have %d groups", len(seen))
+	}
 }
 
 func TestGroupsAreNewestFirst(t *testing.T) {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,8 +30,15 @@ type Collection struct {
 	// Scope is a condition on what the user may see, whose placeholders begin with $1, and their parameters. Default:
 	// everyone may see everything.
 	Scope func(context.Context, *Request) (string, []any, error)
+	// References are the fields whose values are hrefs or PRNs of objects of a resource, by the fields' names. They are of the
+	// kind UUIDField, or IntField if the objects are Numbered, and are compared with the keys in the objects' PRNs.
+	References map[string]*Resource
+	// names are the fields whose values may be hrefs or PRNs of any objects, which are looked up.
+	names map[string]naming
 	// Lax collections have no filters, and ignore the parameters that would be some, as some of Pulp's do.
 	Lax bool
+	// MaxLimit is the longest page, of objects that are large. Default: 10000.
+	MaxLimit int
 	// Count answers how many there are where that can be told sooner than by counting; false: it cannot. Default: it never
 	// can.
 	Count func(context.Context, *Request) (int, bool, error)
@@ -44,9 +52,20 @@ type (
 	Field = filter.Field
 )
 
+// The kinds of fields, of which each has lookups of its own.
+const (
+	TextField   = filter.Text
+	ChoiceField = filter.Choice
+	TimeField   = filter.Time
+	IntField    = filter.Int
+	UUIDField   = filter.UUID
+	BoolField   = filter.Bool
+	ArrayField  = filter.Array
+)
+
 const (
 	defaultLimit = 100
-	// maxLimit is the longest page. Who asks for more gets that many, and a link to the next.
+	// maxLimit is the longest page, unless a collection has a shorter one. Who asks for more gets that many, and a link to the next.
 	maxLimit = 10000
 	// maxOffset is how far into a list a page may begin, and beyond the end of every list.
 	maxOffset = math.MaxInt32
@@ -65,19 +84,25 @@ func (r *Request) window() (limit, offset int) {
 	if err != nil || offset < 0 {
 		offset = 0
 	}
-	return min(limit, maxLimit), min(offset, maxOffset)
+	most := maxLimit
+	if r.collection != nil {
+		most = cmp.Or(r.collection.MaxLimit, maxLimit)
+	}
+	return min(limit, most), min(offset, maxOffset)
 }
 
-// found is a part of a list: the keys of its objects, and where it stands.
-type found struct {
-	keys           []string
+// Found is a part of a list: what its objects are, and where it stands.
+type Found struct {
+	// Keys are those of its objects, in their order.
+	Keys []string
+
 	count          int
 	next, previous *string
 }
 
 // part makes the links of a part of a list of count objects.
-func (r *Request) part(count int) found {
-	f := found{count: count}
+func (r *Request) part(count int) Found {
+	f := Found{count: count}
 	limit, offset := r.window()
 	link := func(offset int) *string {
 		query := url.Values{}
@@ -111,7 +136,7 @@ func (c *Collection) statement(ctx context.Context, r *Request) (scope string, q
 	if c.Lax {
 		asked = nil
 	}
-	if q, err = c.Filters.Parse(asked, general, args...); err != nil {
+	if q, err = c.parse(ctx, r.server, asked, args); err != nil {
 		if bad, ok := errors.AsType[*filter.Error](err); ok {
 			err = &ResponseError{Status: http.StatusBadRequest, Body: bad}
 		}
@@ -125,11 +150,11 @@ func (c *Collection) statement(ctx context.Context, r *Request) (scope string, q
 	return scope, q, text, append(slices.Clone(q.Args), limit, offset), nil
 }
 
-// page finds the keys of the objects that a request is to list, in order.
-func (c *Collection) page(ctx context.Context, r *Request) (found, error) {
+// Page finds the objects of a collection that the client asks for and the user may see.
+func (r *Request) Page(ctx context.Context, c *Collection) (Found, error) {
 	scope, q, text, args, err := c.statement(ctx, r)
 	if err != nil {
-		return found{}, err
+		return Found{}, err
 	}
 	keys, err := query(ctx, func(ctx context.Context) ([]string, error) {
 		rows, err := r.server.db.Query(ctx, text, args...)
@@ -139,19 +164,19 @@ func (c *Collection) page(ctx context.Context, r *Request) (found, error) {
 		return pgx.CollectRows(rows, pgx.RowTo[string])
 	})
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == filter.InvalidRegex {
-		return found{}, &ResponseError{Status: http.StatusBadRequest, Body: q.RegexError()}
+		return Found{}, &ResponseError{Status: http.StatusBadRequest, Body: q.RegexError()}
 	} else if err != nil {
-		return found{}, fmt.Errorf("list %s: %w", c.Relation, err)
+		return Found{}, fmt.Errorf("list %s: %w", c.Relation, err)
 	}
 	limit, offset := r.window()
 	count := offset + len(keys)
 	if len(keys) == limit || len(keys) == 0 && offset > 0 { // else the end has been seen
 		if count, err = c.count(ctx, r, scope, q); err != nil {
-			return found{}, fmt.Errorf("count %s: %w", c.Relation, err)
+			return Found{}, fmt.Errorf("count %s: %w", c.Relation, err)
 		}
 	}
 	f := r.part(count)
-	f.keys = keys
+	f.Keys = keys
 	return f, nil
 }
 
@@ -193,7 +218,8 @@ func (p Page[T]) encode(fields selection) (json.RawMessage, error) {
 	}{p.Count, p.Next, p.Previous, results})
 }
 
-func newPage[T any](f found, results []T) Page[T] {
+// NewPage makes a page of what was read of the objects that were found.
+func NewPage[T any](f Found, results []T) Page[T] {
 	return Page[T]{f.count, f.next, f.previous, some(results)}
 }
 

@@ -212,6 +212,9 @@ func compare(a, b any) int {
 	return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) // false is less than true
 }
 
+// untold are orders by what replies do not tell, or tell as a structure whose order is PostgreSQL's.
+var untold = []string{"immediate", "deferred", "versions", "profile_options", "error", "result", "reserved_resources_record", "app_type", "ttl"}
+
 func TestListsAreOrderedByEveryNameThatTheyOffer(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -234,6 +237,12 @@ func TestListsAreOrderedByEveryNameThatTheyOffer(t *testing.T) {
 			for _, order := range p.Schema.Items.Enum {
 				offered++
 				name, descending := strings.CutPrefix(order, "-")
+				if slices.Contains(untold, name) {
+					if n := len(hrefs(newest.Results)); len(names(t, h.want(request{path: path + "?ordering=" + order}, http.StatusOK, nil).body, "pulp_href")) != n {
+						t.Errorf("%s by %s has not %d results", path, order, n)
+					}
+					continue
+				}
 				field := name
 				if name == "pk" || name == "pulp_id" {
 					field = "pulp_href"

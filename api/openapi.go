@@ -11,13 +11,15 @@ import (
 	"strings"
 
 	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/pithworks/pith/tasking"
 )
 
 // form is a form of the document that a client asks for.
 type form struct {
 	// components are the labels of those that are described; none: all.
 	components []string
-	// bindings has short ids for operations, unique per tag, as generators of clients want them.
+	// bindings is what generators of clients take: ids that are unique per tag only, and one type for each reply.
 	bindings bool
 	// keys has the paths with the keys of objects, instead of whole hrefs.
 	keys bool
@@ -27,7 +29,7 @@ type form struct {
 func (s *Server) describe(f form) (*openapi3.T, error) {
 	versions := map[string]string{}
 	for _, c := range s.cfg.Components {
-		versions[c.Label] = c.Version
+		versions[c.Label] = s.version(c)
 	}
 	d := &describer{
 		server: s, form: f, schemas: openapi3.Schemas{},
@@ -62,6 +64,20 @@ func (s *Server) describe(f form) (*openapi3.T, error) {
 	return d.doc, nil
 }
 
+// usual reports whether the operation is called what its method and path say. Those of Pulp's bindings that are not have
+// long names, such as tasks_cancel. What is posted to a collection, and what is done below a path, has names of its own.
+func (o Operation) usual() bool {
+	switch {
+	case o.Path == wildcard:
+		return o.Verb == map[string]string{
+			http.MethodGet: "read", http.MethodPut: "update", http.MethodPatch: "partial_update", http.MethodDelete: "delete",
+		}[o.Method]
+	case o.Path == "" && o.Method != http.MethodPost:
+		return o.lists() && o.Verb == "list"
+	}
+	return true
+}
+
 type describer struct {
 	server  *Server
 	form    form
@@ -77,14 +93,14 @@ func (d *describer) add(res *Resource, o Operation) error {
 	}
 	op := openapi3.NewOperation()
 	op.OperationID = res.Name + "_" + o.Verb
-	if d.form.bindings {
+	if d.form.bindings && o.usual() {
 		op.OperationID = o.Verb
 	}
 	op.Summary, op.Description, op.Tags = o.Summary, o.Summary, []string{res.Tag}
 	if !o.Public {
 		op.Security = &openapi3.SecurityRequirements{{"basicAuth": {}}}
 	}
-	d.parameters(op, o, path)
+	d.parameters(op, res, o, path)
 	if o.Do.body != nil {
 		body, err := d.schema(o.Do.body, true)
 		if err != nil {
@@ -166,7 +182,7 @@ func (d *describer) response(o Operation, status int) (*openapi3.Response, error
 		if err != nil {
 			return nil, err
 		}
-		if o.Also != nil && status == http.StatusOK {
+		if o.Also != nil && status == http.StatusOK && !d.form.bindings {
 			also, err := d.schema(reflect.TypeOf(o.Also), false)
 			if err != nil {
 				return nil, err
@@ -178,7 +194,7 @@ func (d *describer) response(o Operation, status int) (*openapi3.Response, error
 	return r, nil
 }
 
-func (d *describer) parameters(op *openapi3.Operation, o Operation, path string) {
+func (d *describer) parameters(op *openapi3.Operation, res *Resource, o Operation, path string) {
 	for name := range segments(path) {
 		p := openapi3.NewPathParameter(name).WithSchema(openapi3.NewStringSchema())
 		op.AddParameter(p)
@@ -199,7 +215,7 @@ func (d *describer) parameters(op *openapi3.Operation, o Operation, path string)
 		op.AddParameter(q.WithSchema(schema))
 	}
 	if o.Collection != nil {
-		for _, p := range o.Collection.Filters.Parameters() {
+		for _, p := range o.Collection.filters(nil).Parameters() {
 			if o.Collection.Lax {
 				break
 			}
@@ -215,8 +231,13 @@ func (d *describer) parameters(op *openapi3.Operation, o Operation, path string)
 		add(Parameter{Name: "offset", Type: "integer", Description: "The initial index from which to return the results."})
 	}
 	if _, raw := body.(media); ok && body != nil && !raw && o.Method == http.MethodGet && !o.Public {
-		add(Parameter{Name: "fields", Type: "string", List: true, Description: "A list of fields to include in the response."})
-		add(Parameter{Name: "exclude_fields", Type: "string", List: true, Description: "A list of fields to exclude from the response."})
+		only, without := "A list of fields to include in the response.", "A list of fields to exclude from the response."
+		if res.Whole { // pulp lists nothing where it may not send these
+			only = "Ignored: these objects come with all their fields."
+			without = only
+		}
+		add(Parameter{Name: "fields", Type: "string", List: true, Description: only})
+		add(Parameter{Name: "exclude_fields", Type: "string", List: true, Description: without})
 	}
 }
 
@@ -264,6 +285,9 @@ func (d *describer) schema(t reflect.Type, body bool) (*openapi3.SchemaRef, erro
 		return openapi3.NewDateTimeSchema().NewRef(), nil
 	case t == reflect.TypeFor[json.RawMessage]():
 		return (&openapi3.Schema{}).NewRef(), nil
+	case t == reflect.TypeFor[tasking.Error]() && d.form.bindings: // to Pulp's clients it is any object
+		s := openapi3.NewObjectSchema().WithAnyAdditionalProperties()
+		return s.NewRef(), nil
 	}
 	switch t.Kind() {
 	case reflect.String:
@@ -273,7 +297,10 @@ func (d *describer) schema(t reflect.Type, body bool) (*openapi3.SchemaRef, erro
 	case reflect.Int, reflect.Int32, reflect.Int64:
 		return openapi3.NewIntegerSchema().NewRef(), nil
 	case reflect.Float64:
-		return openapi3.NewFloat64Schema().NewRef(), nil
+		if !body && t != reflect.TypeFor[Float]() {
+			return nil, fmt.Errorf("the type %s is not written as Pulp does: Float is", t)
+		}
+		return openapi3.NewFloat64Schema().WithFormat("double").NewRef(), nil
 	case reflect.Slice:
 		items, err := d.schema(t.Elem(), body)
 		if err != nil {
@@ -284,6 +311,11 @@ func (d *describer) schema(t reflect.Type, body bool) (*openapi3.SchemaRef, erro
 		items, err := d.schema(t.Elem(), body)
 		if err != nil {
 			return nil, err
+		}
+		if body && t.Elem().Kind() == reflect.Pointer {
+			v := *items.Value // of a body, so it is no struct
+			v.Nullable = true
+			items = v.NewRef()
 		}
 		s := openapi3.NewObjectSchema()
 		s.AdditionalProperties = openapi3.AdditionalProperties{Schema: items}
@@ -296,6 +328,9 @@ func (d *describer) schema(t reflect.Type, body bool) (*openapi3.SchemaRef, erro
 }
 
 func (d *describer) object(t reflect.Type, body bool) (*openapi3.SchemaRef, error) {
+	if t.Name() == "" {
+		return nil, fmt.Errorf("%s has no name", t)
+	}
 	name := schemaName(t)
 	ref := openapi3.NewSchemaRef("#/components/schemas/"+name, nil)
 	if d.types == nil {

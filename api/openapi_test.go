@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -132,7 +133,7 @@ func TestDocumentTellsTheVersionsOfAllComponents(t *testing.T) {
 	s := aloof(t, api.Config{Components: []api.Component{{Label: "things", Version: "1.2.3"}}})
 	for _, form := range append(forms, "?component=things") {
 		info := document(t, s, form)["info"].(object)
-		if diff := cmp.Diff(object{"core": builtin.Version, "things": "1.2.3"}, info["x-pulp-app-versions"]); diff != "" || info["x-pulp-domain-enabled"] != false {
+		if diff := cmp.Diff(object{"core": reported(t, s), "things": "1.2.3"}, info["x-pulp-app-versions"]); diff != "" || info["x-pulp-domain-enabled"] != false {
 			t.Errorf("%s: domains %v, versions (-want +got):\n%s", form, info["x-pulp-domain-enabled"], diff)
 		}
 	}
@@ -141,6 +142,60 @@ func TestDocumentTellsTheVersionsOfAllComponents(t *testing.T) {
 	}
 	if !cmp.Equal(document(t, s, "?component=core"), document(t, s, "")) {
 		t.Error("the core alone is less than the core and a component without resources")
+	}
+}
+
+// reported is the version of the core that a server tells clients: the program's, and a part that changes with the document.
+func reported(t *testing.T, s *api.Server) string {
+	t.Helper()
+	version, _ := document(t, s, "")["info"].(object)["x-pulp-app-versions"].(object)["core"].(string)
+	if !regexp.MustCompile(`^` + regexp.QuoteMeta(builtin.Version) + `\+pith\.[0-9a-f]{8}$`).MatchString(version) {
+		t.Errorf("the core's version is told as %q", version)
+	}
+	return version
+}
+
+// TestReportedVersionChangesWithTheDocument: clients keep the document until it does.
+func TestReportedVersionChangesWithTheDocument(t *testing.T) {
+	t.Parallel()
+	with := func(summary string) *api.Server {
+		c := answering(map[int]any{http.StatusOK: thingReply{}}, nil)
+		c.Resources[0].Operations[0].Summary = summary
+		return aloof(t, api.Config{Components: []api.Component{c}})
+	}
+	none, one, same, other := reported(t, aloof(t, api.Config{})), reported(t, with("Do it.")), reported(t, with("Do it.")), reported(t, with("Do it so."))
+	if one != same {
+		t.Errorf("two servers of one API tell %s and %s", one, same)
+	}
+	if none == one || one == other || none == other {
+		t.Errorf("servers of three APIs tell %s, %s and %s", none, one, other)
+	}
+}
+
+func TestDocumentIsOfTheComponentsAskedFor(t *testing.T) {
+	t.Parallel()
+	s := aloof(t, api.Config{Components: []api.Component{answering(map[int]any{http.StatusOK: thingReply{}}, nil), {Label: "other", Version: "1.0"}}})
+	both := document(t, s, "?component=core,things")
+	for _, query := range []string{"?component=things&component=core", "?component=core&component=,things,", "?component=core,core&component=things", "?component=", ""} {
+		if !cmp.Equal(document(t, s, query), both) {
+			t.Errorf("%q is not what both components have", query)
+		}
+	}
+	if n := len(document(t, s, "?component=other&component=things")["paths"].(object)); n != 1 {
+		t.Errorf("things have %d paths", n)
+	}
+	for _, query := range []string{"?component=core&component=nothing", "?component=nothing&component=core"} {
+		if w := ask(t, s, http.MethodGet, root+"docs/api.json"+query); w.Code != http.StatusBadRequest {
+			t.Errorf("%s: %d", query, w.Code)
+		}
+	}
+	if !cmp.Equal(document(t, s, "?bindings=0&bindings=1"), document(t, s, "?bindings")) {
+		t.Error("of two values not the last one counts")
+	}
+	for at, o := range operations(both) {
+		if strings.Contains(at, "docs/api.") && o["responses"].(object)["400"] == nil {
+			t.Errorf("%s is described without 400", at)
+		}
 	}
 }
 
@@ -219,15 +274,12 @@ func TestDocumentDescribesWhatIsDeclaredAndNothingElse(t *testing.T) {
 	t.Parallel()
 	s := aloof(t, api.Config{})
 	declared := s.Declared()
-	for _, form := range []string{"", "?pk_path=1", "?bindings", "?component=core"} {
+	for _, form := range []string{"", "?pk_path=1", "?component=core"} {
 		described := maps.Collect(operations(document(t, s, form)))
 		for _, d := range declared {
-			at, id := d.Method+" "+d.HrefPath, d.ID
+			at := d.Method + " " + d.HrefPath
 			if strings.Contains(form, "pk_path") {
 				at = d.Method + " " + d.Path
-			}
-			if strings.Contains(form, "bindings") {
-				id = d.Verb
 			}
 			o := described[at]
 			if o == nil {
@@ -235,7 +287,7 @@ func TestDocumentDescribesWhatIsDeclaredAndNothingElse(t *testing.T) {
 				continue
 			}
 			delete(described, at)
-			if o["operationId"] != id || !cmp.Equal(o["tags"], []any{d.Tag}) || (o["security"] == nil) != d.Public || (o["requestBody"] != nil) != d.Body {
+			if o["operationId"] != d.ID || !cmp.Equal(o["tags"], []any{d.Tag}) || (o["security"] == nil) != d.Public || (o["requestBody"] != nil) != d.Body {
 				t.Errorf("%s: %s is described as %v of %v, security %v, body %v", form, at, o["operationId"], o["tags"], o["security"], o["requestBody"])
 			}
 			checkStatuses(t, at, d, o["responses"].(object))
@@ -264,6 +316,96 @@ func checkStatuses(t *testing.T, at string, d api.Declared, responses object) {
 		if !own[status] && !may[status] {
 			t.Errorf("%s is described with %s", at, status)
 		}
+	}
+}
+
+// TestBindingsAreLikePulps compares what generators of clients make of the document with what they have made of Pulp's:
+// methods by tag, what they take, and what they answer. Source: pulpcore-client 3.117.2.
+func TestBindingsAreLikePulps(t *testing.T) {
+	t.Parallel()
+	want := []string{
+		"Artifacts.read() ArtifactResponse",
+		"Livez.livez_read()",
+		"Status.status_read() StatusResponse",
+		"Task-Groups.list() PaginatedTaskGroupResponseList",
+		"Task-Groups.read() TaskGroupResponse",
+		"Task-Groups.task_groups_cancel(PatchedTaskCancel) TaskGroupResponse TaskGroupResponse",
+		"Task-Schedules.add_role(NestedRole) NestedRoleResponse",
+		"Task-Schedules.list() PaginatedTaskScheduleResponseList",
+		"Task-Schedules.list_roles() ObjectRolesResponse",
+		"Task-Schedules.my_permissions() MyPermissionsResponse",
+		"Task-Schedules.read() TaskScheduleResponse",
+		"Task-Schedules.remove_role(NestedRole) NestedRoleResponse",
+		"Tasks.add_role(NestedRole) NestedRoleResponse",
+		"Tasks.delete()",
+		"Tasks.list() PaginatedTaskResponseList",
+		"Tasks.list_roles() ObjectRolesResponse",
+		"Tasks.my_permissions() MyPermissionsResponse",
+		"Tasks.profile_artifacts() ProfileArtifactResponse",
+		"Tasks.purge(Purge) AsyncOperationResponse",
+		"Tasks.read() TaskResponse",
+		"Tasks.remove_role(NestedRole) NestedRoleResponse",
+		"Tasks.tasks_cancel(PatchedTaskCancel) TaskResponse TaskResponse",
+		"Users.create(User) UserResponse",
+		"Users.delete()",
+		"Users.list() PaginatedUserResponseList",
+		"Users.partial_update(PatchedUser) UserResponse",
+		"Users.read() UserResponse",
+		"Users.update(User) UserResponse",
+		"Users: Roles.create(UserRole) UserRoleResponse",
+		"Users: Roles.delete()",
+		"Users: Roles.list() PaginatedUserRoleResponseList",
+		"Users: Roles.read() UserRoleResponse",
+		"Workers.list() PaginatedWorkerResponseList",
+		"Workers.read() WorkerResponse",
+	}
+	s := aloof(t, api.Config{})
+	doc := document(t, s, "?bindings")
+	name := func(content any) string {
+		schema := content.(object)["application/json"].(object)["schema"].(object)
+		ref, ok := schema["$ref"].(string)
+		if !ok {
+			t.Errorf("a schema has no name: %v", schema)
+		}
+		return path.Base(ref)
+	}
+	var got []string
+	for _, o := range operations(doc) {
+		tag := o["tags"].([]any)[0].(string)
+		if tag == "Docs" || tag == "Root" || strings.HasPrefix(tag, "Pith") { // which Pulp's bindings have not
+			continue
+		}
+		text := tag + "." + o["operationId"].(string) + "("
+		if body, ok := o["requestBody"].(object); ok {
+			text += name(body["content"])
+		}
+		text += ")"
+		for _, status := range []string{"200", "201", "202", "409"} {
+			if r, _ := o["responses"].(object)[status].(object); r["content"] != nil {
+				text += " " + name(r["content"])
+			}
+		}
+		got = append(got, text)
+	}
+	if diff := cmp.Diff(want, sorted(got)); diff != "" {
+		t.Errorf("bindings (-want +got):\n%s", diff)
+	}
+	schemas := doc["components"].(object)["schemas"].(object)
+	for _, name := range []string{
+		"MinimalTaskResponse", "ProgressReportResponse", "GroupProgressReportResponse", "UserGroupResponse", "VersionResponse", "AppStatusResponse",
+		"DatabaseConnectionResponse", "RedisConnectionResponse", "StorageResponse", "ContentSettingsResponse",
+	} {
+		if schemas[name] == nil {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	failure := schemas["TaskResponse"].(object)["properties"].(object)["error"].(object)
+	if failure["type"] != "object" || failure["additionalProperties"] == nil || failure["nullable"] != true {
+		t.Errorf("why a task failed is %v, no dictionary", failure)
+	}
+	// All others are told of the short form, too.
+	if !strings.Contains(ask(t, s, http.MethodGet, root+"docs/api.json").Body.String(), `"anyOf"`) {
+		t.Error("the document does not tell of the short form")
 	}
 }
 

@@ -97,7 +97,8 @@ func TestTaskIsOwnedByWhoDispatchesIt(t *testing.T) {
 		}
 	}
 	h.answers(request{path: task + "my_permissions/", user: "lena"}, http.StatusOK,
-		`{"permissions": ["core.add_task", "core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task"]}`)
+		`{"permissions": ["core.add_task", "core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task", "core.view_task_profile_artifacts"]}`)
+	h.answers(request{path: task + "profile_artifacts/", user: "lena"}, http.StatusOK, `{"urls": {}}`)
 	h.answers(request{path: task + "list_roles/", user: "lena"}, http.StatusOK,
 		`{"roles": [{"role": "core.task_owner", "users": ["lena"], "groups": []}, {"role": "core.task_user_dispatcher", "users": ["lena"], "groups": []}]}`)
 
@@ -177,13 +178,13 @@ func TestWhoMayViewATaskMayNotChangeIt(t *testing.T) {
 	h.give(h.newUser("here"), "core.task_viewer", task)
 	for _, user := range []string{"everywhere", "here"} {
 		h.want(request{path: task, user: user}, http.StatusOK, nil)
-		h.answers(request{path: task + "profile_artifacts/", user: user}, http.StatusOK, `{"urls": {}}`)
 		h.want(request{path: strings.Replace(task, root, pithRoot, 1) + "explain/", user: user}, http.StatusOK, nil)
 		h.answers(request{path: task + "my_permissions/", user: user}, http.StatusOK, `{"permissions": ["core.view_task"]}`)
 		role := `{"role": "core.task_owner", "users": ["` + user + `"]}`
 		for _, r := range []request{
 			{method: http.MethodPatch, path: task, body: `{"state": "canceled"}`},
 			{method: http.MethodDelete, path: task},
+			{path: task + "profile_artifacts/"},
 			{path: task + "list_roles/"},
 			{method: http.MethodPost, path: task + "add_role/", body: role},
 			{method: http.MethodPost, path: task + "remove_role/", body: role},
@@ -307,9 +308,8 @@ func TestRolesOnAnObjectAreGivenAndTakenByWhoManagesThem(t *testing.T) {
 		told := `{"role": "` + tt.viewer + `", "users": ["eve"], "groups": []}`
 
 		h.answers(request{path: tt.object, user: "eve"}, http.StatusNotFound, tt.missing)
-		for range 2 { // what eve has, stays
-			h.answers(add, http.StatusCreated, told)
-		}
+		h.answers(add, http.StatusCreated, told)
+		h.answers(add, http.StatusBadRequest, `{"non_field_errors": ["The role is already assigned to user 'eve'."]}`)
 		h.want(request{path: tt.object, user: "eve"}, http.StatusOK, nil)
 		var roles struct {
 			Roles []struct {
@@ -325,9 +325,8 @@ func TestRolesOnAnObjectAreGivenAndTakenByWhoManagesThem(t *testing.T) {
 		if !cmp.Equal(found[tt.viewer], []string{"eve"}) || !slices.Contains(found[tt.owner], "lena") {
 			t.Errorf("roles on %s: %v", tt.object, found)
 		}
-		for range 2 { // what eve has not, cannot be taken
-			h.answers(remove, http.StatusCreated, told)
-		}
+		h.answers(remove, http.StatusCreated, told)
+		h.answers(remove, http.StatusBadRequest, `{"non_field_errors": ["The role is not assigned to user 'eve'."]}`)
 		h.answers(request{path: tt.object, user: "eve"}, http.StatusNotFound, tt.missing)
 
 		for body, want := range map[string]string{
@@ -347,6 +346,121 @@ func TestRolesOnAnObjectAreGivenAndTakenByWhoManagesThem(t *testing.T) {
 		}
 		h.answers(request{path: tt.object, user: "eve"}, http.StatusNotFound, tt.missing)
 	}
+}
+
+func TestRoleIsGivenToAllOrNobodyAndTakenLikewise(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for _, name := range []string{"ada", "bea", "cleo"} {
+		h.newUser(name)
+	}
+	task := h.dispatchAs("admin")
+	role := func(verb string, users ...string) request {
+		return post(task+verb+"_role/", map[string]any{"role": "core.task_viewer", "users": users})
+	}
+	viewers := func(want ...string) {
+		t.Helper()
+		got := column[string](h, `SELECT u.username FROM user_role r JOIN auth_user u ON u.id = r.user_id WHERE r.role = 'core.task_viewer' ORDER BY 1`)
+		if !cmp.Equal(got, append([]string{}, want...)) {
+			t.Errorf("viewers are %v, want %v", got, want)
+		}
+	}
+	h.answers(role("add", "bea", "bea"), http.StatusCreated, `{"role": "core.task_viewer", "users": ["bea", "bea"], "groups": []}`)
+	h.answers(role("add", "cleo", "bea", "ada"), http.StatusBadRequest, about("non_field_errors", "The role is already assigned to user 'bea'."))
+	viewers("bea")
+	h.answers(role("remove", "bea", "cleo", "ada"), http.StatusBadRequest, about("non_field_errors", "The role is not assigned to user 'cleo'."))
+	viewers("bea")
+	h.want(role("add", "cleo", "ada"), http.StatusCreated, nil)
+	viewers("ada", "bea", "cleo")
+	h.answers(role("remove", "bea", "bea", "ada"), http.StatusCreated, `{"role": "core.task_viewer", "users": ["bea", "bea", "ada"], "groups": []}`)
+	viewers("cleo")
+}
+
+func TestWhoHasDispatchedATaskIsNotForItsOwnerToSay(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	lena := h.newUser("lena", "core.task_user_dispatcher")
+	h.newUser("eve")
+	task := h.dispatchAs("lena")
+	for _, user := range []string{"lena", "admin"} {
+		for _, r := range []request{
+			post(task+"add_role/", `{"role": "core.task_user_dispatcher", "users": ["eve"]}`),
+			post(task+"remove_role/", `{"role": "core.task_user_dispatcher", "users": ["lena"]}`),
+		} {
+			h.answers(r.by(user), http.StatusBadRequest, `["core.task_user_dispatcher can not be added/removed from a task."]`)
+		}
+	}
+	var got struct {
+		CreatedBy *string `json:"created_by"`
+	}
+	h.get(task, &got)
+	if got.CreatedBy == nil || *got.CreatedBy != lena {
+		t.Errorf("created by %v, want %s", got.CreatedBy, lena)
+	}
+}
+
+func TestRoleWithoutPermissionsOnTheObjectIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.newUser("eve")
+	for object, role := range map[string]string{h.dispatchAs("admin"): "core.taskschedule_viewer", h.schedule("s"): "core.task_viewer"} {
+		for _, verb := range []string{"add", "remove"} {
+			h.answers(post(object+verb+"_role/", `{"role": "`+role+`", "users": ["eve"]}`), http.StatusBadRequest,
+				about("non_field_errors", "The role does not contain any permission for that object."))
+		}
+		h.answers(post("users/2/roles/", `{"role": "`+role+`", "content_object": "`+object+`"}`), http.StatusBadRequest,
+			about("non_field_errors", "The role '"+role+"' does not carry any permission for that object."))
+	}
+	h.answers(post("users/2/roles/", `{"role": "core.task_viewer", "content_object": "prn:auth.user:1"}`), http.StatusBadRequest,
+		about("non_field_errors", "The role 'core.task_viewer' does not carry any permission for that object."))
+	if n := column[int](h, "SELECT count(*) FROM user_role WHERE user_id = 2"); n[0] != 0 {
+		t.Errorf("eve has %d roles", n[0])
+	}
+}
+
+// TestWhoMayNotIsNotToldWhatIsWrongWithABody sends bodies of all kinds that are wrong.
+func TestWhoMayNotIsNotToldWhatIsWrongWithABody(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	lena := h.newUser("lena")
+	s := newScene(h)
+	h.give(h.newUser("vera"), "core.taskschedule_viewer", s.schedule)
+	const noUser = `{"detail": "No User matches the given query."}`
+	for _, tt := range []struct {
+		r    request
+		as   string
+		want int
+		body string
+	}{
+		{post("users/", nil), "lena", 403, denied},
+		{send(http.MethodPut, "users/1/", nil), "lena", 403, denied},
+		{patch("users/1/", nil), "lena", 403, denied},
+		{patch("users/99/", nil), "lena", 403, denied},
+		{post("users/1/roles/", nil), "lena", 403, denied},
+		{patch("users/99/", nil), "admin", 404, noUser},
+		{send(http.MethodPut, "users/99/", nil), "admin", 404, noUser},
+		{post("users/99/roles/", nil), "admin", 404, noUser},
+		{patch(s.task, nil), "guest", 403, denied},
+		{patch(s.group, nil), "guest", 403, denied},
+		{post(s.task+"add_role/", nil), "guest", 403, denied},
+		{post(s.task+"remove_role/", nil), "guest", 403, denied},
+		{patch(s.hidden, nil), "guest", 404, noTask},
+		{patch(s.hiddenGroup, nil), "guest", 404, noGroup},
+		{post(s.hidden+"add_role/", nil), "guest", 404, noTask},
+		{post(s.hidden+"remove_role/", nil), "guest", 404, noTask},
+		{post(s.schedule+"add_role/", nil), "vera", 403, denied},
+		{post(s.schedule+"remove_role/", nil), "lena", 404, noSchedule},
+		{post(pithRoot+"tasks/", nil), "lena", 403, denied},
+		{post(pithRoot+"task-schedules/", nil), "lena", 403, denied},
+	} {
+		for _, body := range []string{`{}`, `{"state": "bogus", "color": "red"}`, `{`, strings.Repeat(" ", 1<<20+1)} {
+			tt.r.body = body
+			h.answers(tt.r.by(tt.as), tt.want, tt.body)
+		}
+		tt.r.body = "x"
+		h.answers(tt.r.by(tt.as).with("Content-Type", "text/plain"), tt.want, tt.body)
+	}
+	h.want(get(lena), http.StatusOK, nil)
 }
 
 func TestPurgeByAnOrdinaryUserLeavesTheTasksOfOthers(t *testing.T) {

@@ -38,11 +38,11 @@ type dispatchBody struct {
 }
 
 // mayDispatch tells whether the user may dispatch tasks.
-func (r *Request) mayDispatch(ctx context.Context) error {
+func (s *Server) mayDispatch(ctx context.Context, r *Request) error {
 	if r.User.Superuser {
 		return nil
 	}
-	have, err := r.permissions(ctx, r.server.own.tasks, "")
+	have, err := r.permissions(ctx, s.own.tasks, "")
 	if err != nil {
 		return err
 	}
@@ -60,23 +60,32 @@ func (s *Server) dispatchable(field, name string) error {
 	return nil
 }
 
-func (s *Server) resourceNames(texts []string) []string {
-	names := make([]string, len(texts))
-	for i, text := range texts {
-		names[i] = s.resourceName(text)
+// reserve sets the names by which a task reserves what hrefs name.
+func (s *Server) reserve(ctx context.Context, exclusive, shared []string) (names, sharedNames []string, err error) {
+	texts := slices.Concat(exclusive, shared)
+	objects, err := s.Resolve(ctx, texts...)
+	if err != nil {
+		return nil, nil, err
 	}
-	return names
+	for i, text := range texts {
+		texts[i] = resourceName(text, objects[i])
+	}
+	return texts[:len(exclusive):len(exclusive)], texts[len(exclusive):], nil
 }
 
+// errNoGroup is the problem that the group of a task is not there for the user.
+var errNoGroup = FieldErrors{"task_group": []string{"Object does not exist."}}
+
 func (s *Server) dispatchTask(ctx context.Context, r *Request, body dispatchBody) (Reply, error) {
-	if err := r.mayDispatch(ctx); err != nil {
-		return Reply{}, err
-	}
 	if err := s.dispatchable("name", body.Name); err != nil {
 		return Reply{}, err
 	}
+	exclusive, shared, err := s.reserve(ctx, body.ExclusiveResources, body.SharedResources)
+	if err != nil {
+		return Reply{}, err
+	}
 	req := tasking.Request{Name: body.Name, Args: body.Args, Options: tasking.Options{
-		Exclusive: s.resourceNames(body.ExclusiveResources), Shared: s.resourceNames(body.SharedResources), Versions: body.Versions,
+		Exclusive: exclusive, Shared: shared, Versions: body.Versions,
 		Immediate: body.Immediate != nil && *body.Immediate, NotDeferred: body.Deferred != nil && !*body.Deferred,
 	}}
 	if body.Args == nil {
@@ -94,6 +103,12 @@ func (s *Server) dispatchTask(ctx context.Context, r *Request, body dispatchBody
 			return Reply{}, FieldErrors{"task_group": []string{err.Error()}}
 		}
 		id := uuid.MustParse(key)
+		err = s.mayGroup(ctx, r, id, "core.change_task")
+		if p, ok := problem(err); ok && p.Status == http.StatusNotFound {
+			return Reply{}, errNoGroup
+		} else if err != nil {
+			return Reply{}, err
+		}
 		req.Group = &id
 	}
 	reply, err := r.Dispatch(ctx, req)
@@ -101,7 +116,7 @@ func (s *Server) dispatchTask(ctx context.Context, r *Request, body dispatchBody
 	case errors.Is(err, tasking.ErrInvalid):
 		return reply, FieldErrors{NonField: []string{err.Error()}}
 	case errors.Is(err, tasking.ErrNotFound):
-		return reply, FieldErrors{"task_group": []string{"Object does not exist."}}
+		return reply, errNoGroup
 	}
 	return reply, err
 }
@@ -122,8 +137,8 @@ type placeReply struct {
 	Exclusive       bool    `json:"exclusive"`
 	Granted         bool    `json:"granted"`
 	Ahead           int     `json:"ahead"`
-	Holder          string  `json:"holder" doc:"The href of the first task in the queue."`
-	HolderName      string  `json:"holder_name"`
+	Holder          *string `json:"holder" doc:"The href of the first task in the queue; null: the user may not view it."`
+	HolderName      string  `json:"holder_name" doc:"Empty where the user may not view the holder."`
 	HolderState     string  `json:"holder_state"`
 	HolderExclusive bool    `json:"holder_exclusive"`
 	Since           *Time   `json:"since"`
@@ -140,14 +155,20 @@ func (s *Server) explainTask(ctx context.Context, r *Request) (Reply, error) {
 	} else if err != nil {
 		return Reply{}, err
 	}
+	if err := r.redact(ctx, &e); err != nil {
+		return Reply{}, err
+	}
 	reply := explainReply{
 		Task: r.Href(s.own.tasks, r.ID), State: string(e.State), Why: e.Why, Places: []placeReply{}, NotBefore: timePtr(e.NotBefore),
 		Ahead: e.Ahead, WorkersOnline: e.WorkersOnline, WorkersCapable: e.WorkersCapable,
 	}
 	for _, p := range e.Places {
 		place := placeReply{
-			Resource: p.Resource, Exclusive: p.Exclusive, Granted: p.Granted, Ahead: p.Ahead, Holder: r.Href(s.own.tasks, p.Holder.String()),
+			Resource: p.Resource, Exclusive: p.Exclusive, Granted: p.Granted, Ahead: p.Ahead,
 			HolderName: p.HolderName, HolderState: string(p.HolderState), HolderExclusive: p.HolderExclusive, Since: timePtr(p.Since),
+		}
+		if p.Holder != uuid.Nil {
+			place.Holder = r.hrefOrNull(s.own.tasks, &p.Holder)
 		}
 		if p.Worker != "" {
 			place.Worker = &p.Worker
@@ -155,6 +176,27 @@ func (s *Server) explainTask(ctx context.Context, r *Request) (Reply, error) {
 		reply.Places = append(reply.Places, place)
 	}
 	return OK(reply)
+}
+
+// redact hides of an explanation the holders that the user may not view.
+func (r *Request) redact(ctx context.Context, e *tasking.Explanation) error {
+	if r.User.Superuser || len(e.Places) == 0 {
+		return nil
+	}
+	holders := make([]string, len(e.Places))
+	for i, p := range e.Places {
+		holders[i] = p.Holder.String()
+	}
+	seen, err := query(ctx, func(ctx context.Context) ([]string, error) {
+		return r.server.q.UserRoleHeldOn(ctx, r.server.db, db.UserRoleHeldOnParams{
+			Objects: holders, UserID: int32(r.User.ID), Roles: r.server.rolesWith("core.view_task"), Model: taskModel,
+		})
+	})
+	if err != nil {
+		return err
+	}
+	e.Redact(func(holder uuid.UUID) bool { return !slices.Contains(seen, holder.String()) })
+	return nil
 }
 
 type taskTypesReply struct {
@@ -221,15 +263,15 @@ func parseInterval(text string) (time.Duration, bool) {
 }
 
 func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBody) (Reply, error) {
-	if err := r.mayDispatch(ctx); err != nil {
-		return Reply{}, err
-	}
 	if err := s.dispatchable("task_name", body.TaskName); err != nil {
 		return Reply{}, err
 	}
+	exclusive, shared, err := s.reserve(ctx, body.ExclusiveResources, body.SharedResources)
+	if err != nil {
+		return Reply{}, err
+	}
 	schedule := tasking.Schedule{
-		Name: body.Name, Task: body.TaskName, Args: body.Args, Exclusive: s.resourceNames(body.ExclusiveResources), Shared: s.resourceNames(body.SharedResources),
-		Cron: given(body.Cron),
+		Name: body.Name, Task: body.TaskName, Args: body.Args, Exclusive: exclusive, Shared: shared, Cron: given(body.Cron),
 	}
 	if body.Priority != nil {
 		schedule.Priority = *body.Priority
@@ -247,30 +289,47 @@ func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBo
 		}
 		schedule.Interval = every
 	}
-	taken, err := query(ctx, func(ctx context.Context) (bool, error) { return s.q.TaskScheduleNamed(ctx, s.db, body.Name) })
-	switch {
-	case err != nil:
-		return Reply{}, err
-	case taken:
-		return Reply{}, FieldErrors{"name": []string{"This field must be unique."}}
-	}
-	saved, err := s.Tasks().SaveSchedule(ctx, schedule)
+	err = s.Tasks().CheckSchedule(schedule)
 	if errors.Is(err, tasking.ErrInvalid) {
 		return Reply{}, FieldErrors{NonField: []string{err.Error()}}
 	} else if err != nil {
 		return Reply{}, err
 	}
-	if err := r.grant(ctx, s.own.schedules.Model, saved.ID.String(), "core.taskschedule_owner"); err != nil {
+	if schedule.ID, err = uuid.NewV7(); err != nil {
 		return Reply{}, err
 	}
-	list, err := r.schedules(ctx, []string{saved.ID.String()})
+	key := schedule.ID.String()
+	if err := r.Grant(ctx, s.own.schedules, key, "core.taskschedule_owner"); err != nil {
+		return Reply{}, err
+	}
+	// What ends here leaves no schedule without an owner, but a role on a schedule that is not there: as no other one gets this
+	// id, it allows nothing. It goes with its user.
+	_, err = s.Tasks().AddSchedule(ctx, schedule)
+	if errors.Is(err, tasking.ErrTaken) {
+		if err := s.dropSchedule(context.WithoutCancel(ctx), schedule.ID); err != nil {
+			return Reply{}, err
+		}
+		return Reply{}, errNameTaken
+	} else if err != nil { // it may be there in spite of that, so the role stays
+		return Reply{}, err
+	}
+	list, err := r.schedules(ctx, []string{key})
 	switch {
 	case err != nil:
 		return Reply{}, err
 	case len(list) == 0: // replaced meanwhile
-		return Reply{}, FieldErrors{"name": []string{"This field must be unique."}}
+		return Reply{}, errNameTaken
 	}
 	return Reply{Status: http.StatusCreated, Body: list[0], Header: http.Header{"Location": {list[0].PulpHref}}}, nil
+}
+
+// errNameTaken is the problem that there is a schedule of that name.
+var errNameTaken = FieldErrors{"name": []string{"This field must be unique."}}
+
+// dropSchedule deletes a schedule, if it is there, with the roles on it.
+func (s *Server) dropSchedule(ctx context.Context, id uuid.UUID) error {
+	_, err := query(ctx, func(ctx context.Context) (int64, error) { return s.q.TaskScheduleDelete(ctx, s.db, pgUUID(id)) })
+	return err
 }
 
 func (s *Server) deleteSchedule(ctx context.Context, r *Request) (Reply, error) {
@@ -281,47 +340,46 @@ func (s *Server) deleteSchedule(ctx context.Context, r *Request) (Reply, error) 
 	case len(list) == 0:
 		return Reply{}, NotFound("TaskSchedule")
 	}
-	if err := r.may(ctx, s.own.schedules, "core.manage_roles_taskschedule", "core.view_taskschedule"); err != nil {
+	if err := r.May(ctx, s.own.schedules, "core.manage_roles_taskschedule", "core.view_taskschedule"); err != nil {
 		return Reply{}, err
 	}
-	if err := s.Tasks().RemoveSchedule(ctx, list[0].Name); err != nil && !errors.Is(err, tasking.ErrNotFound) {
-		return Reply{}, err
-	}
-	_, err = query(ctx, func(ctx context.Context) (int64, error) {
-		return s.q.UserRoleDrop(ctx, s.db, db.UserRoleDropParams{Model: s.own.schedules.Model, Objects: []string{r.ID}})
-	})
-	return Reply{Status: http.StatusNoContent}, err
+	return Reply{Status: http.StatusNoContent}, s.dropSchedule(ctx, r.UUID())
 }
 
 // Profiles of tasks.
 
-type profilesReply struct {
+type profileArtifactReply struct {
 	URLs map[string]string `json:"urls" doc:"Where each profile can be read for an hour, without credentials."`
 }
 
 // linkFor is how long a signed link is good.
 const linkFor = time.Hour
 
-// signature signs a link to a path until a time.
+// signature signs a link to a path until a time. The secret is read once: it never changes.
 func (s *Server) signature(ctx context.Context, path, expires string) (string, error) {
-	key, err := query(ctx, func(ctx context.Context) ([]byte, error) { return s.q.APISecretGet(ctx, s.db) })
-	if err != nil {
-		return "", err
+	secret := s.secret.Load()
+	if secret == nil {
+		read, err := query(ctx, func(ctx context.Context) ([]byte, error) { return s.q.APISecretGet(ctx, s.db) })
+		if err != nil {
+			return "", err
+		}
+		secret = &read
+		s.secret.Store(secret)
 	}
-	mac := hmac.New(sha256.New, key)
+	mac := hmac.New(sha256.New, *secret)
 	_, _ = mac.Write([]byte(path + "?" + expires))
 	return hex.EncodeToString(mac.Sum(nil)), nil
 }
 
 func (s *Server) listProfiles(ctx context.Context, r *Request) (Reply, error) {
-	if _, err := s.aTask(ctx, r, "core.view_task"); err != nil {
+	if _, err := s.aTask(ctx, r, "core.view_task_profile_artifacts"); err != nil {
 		return Reply{}, err
 	}
 	names, err := s.Tasks().ProfileNames(ctx, r.UUID())
 	if err != nil {
 		return Reply{}, err
 	}
-	reply := profilesReply{URLs: map[string]string{}}
+	reply := profileArtifactReply{URLs: map[string]string{}}
 	expires := strconv.FormatInt(time.Now().Add(linkFor).Unix(), 10)
 	for _, name := range names {
 		path := r.Href(s.own.profiles, r.ID) + name + "/"
@@ -334,15 +392,22 @@ func (s *Server) listProfiles(ctx context.Context, r *Request) (Reply, error) {
 	return OK(reply)
 }
 
+// errUnsigned is the problem that a link is not, or not any more, good.
+var errUnsigned = detail(http.StatusForbidden, "The link is not signed, or was good for an hour only: ask for profile_artifacts again.")
+
 func (s *Server) readProfile(ctx context.Context, r *Request) (Reply, error) {
-	expires := r.Query.Get("expires")
+	// Nobody needs credentials to come here: what cannot be good costs the database nothing.
+	expires, signature := r.Query.Get("expires"), r.Query.Get("signature")
+	until, err := strconv.ParseInt(expires, 10, 64)
+	if err != nil || time.Now().Unix() > until || len(signature) != hex.EncodedLen(sha256.Size) {
+		return Reply{}, errUnsigned
+	}
 	signed, err := s.signature(ctx, r.URL.Path, expires)
 	if err != nil {
 		return Reply{}, err
 	}
-	until, err := strconv.ParseInt(expires, 10, 64)
-	if err != nil || time.Now().Unix() > until || !hmac.Equal([]byte(signed), []byte(r.Query.Get("signature"))) {
-		return Reply{}, detail(http.StatusForbidden, "The link is not signed, or was good for an hour only: ask for profile_artifacts again.")
+	if !hmac.Equal([]byte(signed), []byte(signature)) {
+		return Reply{}, errUnsigned
 	}
 	data, err := s.Tasks().Profile(ctx, r.UUID(), r.PathValue("name"))
 	if errors.Is(err, tasking.ErrNotFound) {
@@ -370,7 +435,7 @@ func (s *Server) pithResources() []*Resource {
 		{
 			Base: pithBase, Path: "tasks/", Name: "pith_tasks", Key: "pith_task", Tag: "Pith: Tasks",
 			Operations: []Operation{
-				{Method: http.MethodPost, Verb: "dispatch", Summary: "Dispatch a task.", Replies: map[int]any{http.StatusAccepted: TaskStarted{}}, Do: With(s.dispatchTask)},
+				{Method: http.MethodPost, Verb: "dispatch", Summary: "Dispatch a task.", Replies: map[int]any{http.StatusAccepted: AsyncOperationReply{}}, Allow: s.mayDispatch, Do: With(s.dispatchTask)},
 				{
 					Method: http.MethodGet, Path: wildcard + "explain/", Verb: "explain", Summary: "Tell why a task is not running.",
 					Replies: map[int]any{http.StatusOK: explainReply{}}, Do: Bare(s.explainTask),
@@ -387,7 +452,7 @@ func (s *Server) pithResources() []*Resource {
 		{
 			Base: pithBase, Path: "task-schedules/", Name: "pith_task_schedules", Key: "pith_task_schedule", Tag: "Pith: Schedules",
 			Operations: []Operation{
-				{Method: http.MethodPost, Verb: "create", Summary: "Have a task dispatched by the clock.", Replies: map[int]any{http.StatusCreated: scheduleReply{}}, Do: With(s.createSchedule)},
+				{Method: http.MethodPost, Verb: "create", Summary: "Have a task dispatched by the clock.", Replies: map[int]any{http.StatusCreated: taskScheduleReply{}}, Allow: s.mayDispatch, Do: With(s.createSchedule)},
 				{Method: http.MethodDelete, Path: wildcard, Verb: "delete", Summary: "Remove a schedule; its tasks stay.", Replies: map[int]any{http.StatusNoContent: nil}, Do: Bare(s.deleteSchedule)},
 			},
 		},

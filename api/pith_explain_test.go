@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ type explainedPlace struct {
 	Exclusive       bool
 	Granted         bool
 	Ahead           int
-	Holder          string
+	Holder          *string
 	HolderName      string `json:"holder_name"`
 	HolderState     string `json:"holder_state"`
 	HolderExclusive bool   `json:"holder_exclusive"`
@@ -36,7 +37,13 @@ type explainedPlace struct {
 
 func (h *harness) explained(href string) (e explained) {
 	h.t.Helper()
-	h.get(strings.Replace(href, root, pithRoot, 1)+"explain/", &e)
+	return h.explainedTo("admin", href)
+}
+
+// explainedTo is what a user is told.
+func (h *harness) explainedTo(user, href string) (e explained) {
+	h.t.Helper()
+	h.want(get(strings.Replace(href, root, pithRoot, 1)+"explain/").by(user), http.StatusOK, &e)
 	if e.Task != href {
 		h.t.Errorf("asked of %s, told of %s", href, e.Task)
 	}
@@ -50,8 +57,8 @@ func TestExplanationNamesTheTaskAhead(t *testing.T) {
 	_, second := h.dispatch("dummy_task", nil, tasking.Options{Exclusive: []string{"r", "own"}})
 	_, third := h.dispatch("dummy_task", nil, tasking.Options{Shared: []string{"r"}})
 	got := h.explained(second)
-	holder := explainedPlace{Holder: first, HolderName: testModule + "sleep", HolderState: "waiting"}
-	behind, own := holder, explainedPlace{Resource: "own", Exclusive: true, Granted: true, Holder: second, HolderName: testModule + "dummy_task", HolderState: "waiting", HolderExclusive: true}
+	holder := explainedPlace{Holder: &first, HolderName: testModule + "sleep", HolderState: "waiting"}
+	behind, own := holder, explainedPlace{Resource: "own", Exclusive: true, Granted: true, Holder: &second, HolderName: testModule + "dummy_task", HolderState: "waiting", HolderExclusive: true}
 	behind.Resource, behind.Exclusive, behind.Ahead = "r", true, 1
 	if diff := cmp.Diff([]explainedPlace{behind, own}, got.Places); diff != "" || got.State != "waiting" ||
 		!strings.HasPrefix(got.Why, "It waits for r (exclusive, 1 ahead), held by "+testModule+"sleep ") {
@@ -61,6 +68,49 @@ func TestExplanationNamesTheTaskAhead(t *testing.T) {
 	last.Resource, last.Ahead = "r", 2
 	if diff := cmp.Diff([]explainedPlace{last}, got.Places); diff != "" {
 		t.Errorf("the third (-want +got):\n%s", diff)
+	}
+}
+
+func TestExplanationNamesOnlyTasksThatTheUserMayView(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	lena := h.newUser("lena")
+	h.newUser("vera", "core.task_viewer")
+	_, hidden := h.dispatch("sleep", map[string]int{"interval": 0}, tasking.Options{Exclusive: []string{"a", "b"}})
+	h.claim(h.register("a worker"))
+	_, shown := h.dispatch("sleep", map[string]int{"interval": 0}, tasking.Options{Exclusive: []string{"c"}})
+	_, task := h.dispatch("dummy_task", nil, tasking.Options{Exclusive: []string{"a", "c", "own"}, Shared: []string{"b"}})
+	h.give(lena, "core.task_owner", task)
+	h.give(lena, "core.task_viewer", shown)
+	whole := h.explained(task)
+	for _, secret := range []string{keyIn(hidden), "a worker", keyIn(shown)} {
+		if !strings.Contains(whole.Why, secret) {
+			t.Errorf("admin is not told of %s: %s", secret, whole.Why)
+		}
+	}
+	if diff := cmp.Diff(whole, h.explainedTo("vera", task)); diff != "" {
+		t.Errorf("who may view all is told something else (-admin +vera):\n%s", diff)
+	}
+	got, want := h.explainedTo("lena", task), whole
+	want.Places = slices.Clone(want.Places)
+	for i, p := range want.Places {
+		switch p.Resource {
+		case "a", "b":
+			if p.Holder == nil || *p.Holder != hidden || p.Worker == nil || *p.Worker != "a worker" {
+				t.Errorf("admin is told %+v", p)
+			}
+			p.Holder, p.HolderName, p.Worker = nil, "", nil
+		case "c", "own":
+			if p.Holder == nil || p.HolderName == "" {
+				t.Errorf("admin is told %+v", p)
+			}
+		}
+		want.Places[i] = p
+	}
+	want.Why = "It waits for a (exclusive, 1 ahead); and for b (shared, 1 ahead); and for c (exclusive, 1 ahead), held by " + testModule + "sleep " +
+		keyIn(shown) + ", which is waiting."
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("who may not view the holder is told (-want +got):\n%s", diff)
 	}
 }
 

@@ -1,13 +1,17 @@
 package api_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
+	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -147,6 +151,7 @@ func TestBadSchedulesAreRefused(t *testing.T) {
 		`, "priority": 10001`:                              "must be between -10000 and 10000",
 		`, "exclusive_resources": ["shared:a"]`:            "must not begin with",
 		`, "args": {"$encrypted": "gAAAA"}`:                "$encrypted",
+		`, "args": {"$diagnostics": ["cpu"], "args": 1}`:   "$diagnostics",
 	} {
 		got := h.send(plan("s", more))
 		if got.status != http.StatusBadRequest || !strings.HasPrefix(string(got.body), `{"non_field_errors":["`) || !strings.Contains(string(got.body), says) {
@@ -155,6 +160,85 @@ func TestBadSchedulesAreRefused(t *testing.T) {
 	}
 	if got := names(t, h.want(request{path: "task-schedules/"}, http.StatusOK, nil).body, "name"); !cmp.Equal(got, []string{"taken"}) {
 		t.Errorf("schedules are %v", got)
+	}
+	if n := h.scheduleRoles(); n != 1 {
+		t.Errorf("%d roles on schedules", n)
+	}
+}
+
+// scheduleRoles counts the roles on schedules, there or not.
+func (h *harness) scheduleRoles() int {
+	h.t.Helper()
+	return column[int](h, "SELECT count(*) FROM user_role WHERE model = 'core.taskschedule'")[0]
+}
+
+// whileOpen sends a request, and commits a transaction once the request waits for it.
+func (h *harness) whileOpen(tx pgx.Tx, r request) reply {
+	h.t.Helper()
+	done := make(chan reply, 1)
+	go func() { done <- h.send(r) }()
+	dbtest.Until(h.t, "the request waits for the transaction", func(ctx context.Context) (waits bool, err error) {
+		return waits, h.db.Direct.QueryRow(ctx,
+			"SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0").Scan(&waits)
+	})
+	if err := tx.Commit(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+	return <-done
+}
+
+// begin begins a transaction with a statement, beside the server.
+func (h *harness) begin(sql string, args ...any) pgx.Tx {
+	h.t.Helper()
+	tx, err := h.db.Direct.Begin(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := tx.Exec(h.t.Context(), sql, args...); err != nil {
+		h.t.Fatal(err)
+	}
+	return tx
+}
+
+func TestOfTwoSchedulesOfOneNameThatAreCreatedAtOnceTheFirstStays(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	rival := uuid.New()
+	tx := h.begin("INSERT INTO task_schedule (id, name, task_name, args) VALUES ($1, 's', $2, '1')", rival, testModule+"dummy_task")
+	got := h.whileOpen(tx, plan("s", `, "cron": "0 0 * * *"`))
+	if got.status != http.StatusBadRequest || !strings.Contains(string(got.body), `{"name":["This field must be unique."]}`) {
+		t.Errorf("the second is answered %d, %s", got.status, got.body)
+	}
+	list, err := h.client.Schedules(t.Context(), 10, 0)
+	if err != nil || len(list) != 1 || list[0].ID != rival || list[0].Cron != "" || string(list[0].Args) != "1" {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if n := h.scheduleRoles(); n != 0 {
+		t.Errorf("%d roles on schedules", n)
+	}
+}
+
+func TestNoScheduleIsCreatedWithoutAnOwner(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.exec("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
+	h.exec("CREATE TRIGGER refuse BEFORE INSERT ON user_role EXECUTE FUNCTION refuse()")
+	h.want(plan("s", ""), http.StatusInternalServerError, nil)
+	h.sees("task-schedules/", "admin")
+}
+
+func TestDeleteOfAScheduleLeavesOneThatHasReplacedIt(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var made scheduled
+	h.want(plan("s", ""), http.StatusCreated, &made)
+	successor := root + "task-schedules/" + uuid.NewString() + "/"
+	h.exec("INSERT INTO user_role (id, user_id, role, model, object) VALUES ($1, 1, 'core.taskschedule_owner', 'core.taskschedule', $2)", uuid.New(), keyIn(successor))
+	tx := h.begin("UPDATE task_schedule SET id = $1", keyIn(successor))
+	h.whileOpen(tx, send(http.MethodDelete, strings.Replace(made.PulpHref, root, pithRoot, 1), nil))
+	h.sees("task-schedules/", "admin", successor)
+	if old, successor := h.rolesOn(made.PulpHref), h.rolesOn(successor); old != 0 || successor != 1 {
+		t.Errorf("%d roles on the one that was replaced, %d on its successor", old, successor)
 	}
 }
 

@@ -251,6 +251,31 @@ func TestTaskIsDispatchedIntoAGroup(t *testing.T) {
 	}
 }
 
+func TestTaskIsDispatchedIntoAGroupByWhoMayChangeAllItsTasks(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	eve := h.newUser("eve", "core.task_user_dispatcher")
+	h.newUser("olga", "core.task_user_dispatcher", "core.task_owner")
+	id, group := h.newGroup("a family")
+	_, first := h.dispatch("dummy_task", nil, tasking.Options{Group: &id})
+	_, second := h.dispatch("dummy_task", nil, tasking.Options{Group: &id})
+	join := func(group string) request {
+		return post(pithRoot+"tasks/", map[string]string{"name": testModule + "dummy_task", "task_group": group}).by("eve")
+	}
+	const missing = `{"task_group": ["Object does not exist."]}`
+	h.answers(join(root+"task-groups/"+nowhere+"/"), http.StatusBadRequest, missing)
+	h.answers(join(group), http.StatusBadRequest, missing)
+	for _, role := range []struct{ name, on string }{{"core.task_viewer", first}, {"core.task_owner", first}, {"core.task_viewer", second}} {
+		h.give(eve, role.name, role.on)
+		h.answers(join(group), http.StatusForbidden, denied)
+	}
+	h.sees("tasks/", "admin", first, second)
+	h.give(eve, "core.task_owner", second)
+	third := h.accepted(join(group))
+	h.sees("tasks/?task_group="+group, "admin", first, second, third)
+	h.accepted(join("prn:core.taskgroup:" + id.String()).by("olga"))
+}
+
 func TestPriorityVersionsAndTimeOfADispatchAreKept(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)

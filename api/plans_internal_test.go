@@ -22,10 +22,10 @@ type plan struct {
 	Plans    []plan  `json:"Plans"`
 }
 
-// read is how many rows the nodes of a plan have read of table task.
+// read is how many rows the nodes of a plan have read of tables task and user_role.
 func (p plan) read() float64 {
 	n := 0.0
-	if p.Relation == "task" {
+	if p.Relation == "task" || p.Relation == "user_role" {
 		n = (p.Rows + p.Removed) * max(p.Loops, 1)
 	}
 	for _, inner := range p.Plans {
@@ -99,17 +99,7 @@ func TestListsDoNotReadWhatIsCompleted(t *testing.T) {
 			}{"SELECT count(*) FROM " + s.own.taskList.Relation + " WHERE " + scope + " AND " + q.Where, q.Args})
 		}
 		for _, st := range statements {
-			var raw []byte
-			if err := d.Direct.QueryRow(t.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+st.text, st.args...).Scan(&raw); err != nil {
-				t.Fatalf("%s: %v: %s", asked, err, st.text)
-			}
-			var plans []struct{ Plan plan }
-			if err := json.Unmarshal(raw, &plans); err != nil {
-				t.Fatal(err)
-			}
-			if n := plans[0].Plan.read(); n > most {
-				t.Errorf("%q reads %.0f rows of task: %s\n%s", asked, n, st.text, raw)
-			}
+			wantRead(t, d, most, st.text, st.args)
 		}
 	}
 	for asked, want := range map[string]int{"": completed + 3, "state=completed": completed, "state=completed&limit=5": completed} {
@@ -119,6 +109,68 @@ func TestListsDoNotReadWhatIsCompleted(t *testing.T) {
 		}
 		if n, ok, err := s.countTasks(t.Context(), &Request{Query: query, server: s}); n != want || !ok || err != nil {
 			t.Errorf("%q: %d %t %v, want %d", asked, n, ok, err, want)
+		}
+	}
+}
+
+// wantRead runs a statement, and checks how many rows it reads.
+func wantRead(t *testing.T, d *dbtest.DB, most float64, text string, args []any) {
+	t.Helper()
+	var raw []byte
+	if err := d.Direct.QueryRow(t.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+text, args...).Scan(&raw); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	var plans []struct{ Plan plan }
+	if err := json.Unmarshal(raw, &plans); err != nil {
+		t.Fatal(err)
+	}
+	if n := plans[0].Plan.read(); n > most {
+		t.Errorf("%.0f rows are read: %s %v\n%s", n, text, args, raw)
+	}
+}
+
+// TestListsOfOneUserReadAPage: neither all that the user may see, nor all that others own.
+func TestListsOfOneUserReadAPage(t *testing.T) {
+	t.Parallel()
+	const most = 1500
+	d := dbtest.New(t)
+	newClient := func(app *appstatus.App) (*tasking.Client, error) {
+		registry, err := builtin.Registry()
+		if err != nil {
+			return nil, err
+		}
+		return tasking.New(d.Pool, tasking.Config{Registry: registry, App: app})
+	}
+	s, err := New(d.Pool, newClient, Config{Version: builtin.Version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range []string{
+		`INSERT INTO task_kind (name, versions, max_attempts, backoff) VALUES ('k', '{}', 1, '0')`,
+		`INSERT INTO task (id, created_at, unblocked_at, started_at, finished_at, kind, attempt, state, blocked_on, reserved_resources_record, logging_cid, args)
+		 SELECT gen_random_uuid(), now(), now(), now(), now(), (SELECT min(id) FROM task_kind), 1, 'completed', 0, '{}', '', 'null' FROM generate_series(1, 30000)`,
+		`INSERT INTO auth_user (username, password) VALUES ('all', '!'), ('few', '!'), ('none', '!')`,
+		`INSERT INTO user_role (id, user_id, role, model, object)
+		 SELECT gen_random_uuid(), 1, r, 'core.task', t.id::text FROM task t, (VALUES ('core.task_owner'), ('core.task_user_dispatcher')) v (r)`,
+		`INSERT INTO user_role (id, user_id, role, model, object)
+		 SELECT gen_random_uuid(), 2, 'core.task_owner', 'core.task', t.id::text FROM (SELECT id FROM task LIMIT 10) t`,
+		"ANALYZE task", "ANALYZE user_role", "ANALYZE task_kind",
+	} {
+		if _, err := d.Direct.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for user := 1; user <= 3; user++ {
+		for _, asked := range []string{"", "limit=10&offset=20", "ordering=pulp_created"} {
+			query, err := url.ParseQuery(asked)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, text, args, err := s.own.taskList.statement(t.Context(), &Request{Query: query, User: &User{ID: user}, server: s})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantRead(t, d, most, text, args)
 		}
 	}
 }

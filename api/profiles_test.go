@@ -225,3 +225,34 @@ func TestProfileIsReadByTheSignedLinkAlone(t *testing.T) {
 	h.want(request{method: http.MethodDelete, path: task}, http.StatusNoContent, nil)
 	h.answers(request{path: links["memory_profile"], user: "-"}, http.StatusNotFound, `{"detail": "No Profile matches the given query."}`)
 }
+
+// The secret cannot be read while its table has another name.
+func TestLinkThatCannotBeGoodAsksTheDatabaseNothing(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.exec("ALTER TABLE api_secret RENAME TO hidden")
+	path, soon := pithRoot+"profiles/"+nowhere+"/memory_profile/", strconv.FormatInt(time.Now().Add(time.Minute).Unix(), 10)
+	signature := strings.Repeat("0", 64)
+	for _, query := range []string{
+		"", "expires=never&signature=" + signature, "expires=1&signature=" + signature, "expires=" + soon, "expires=" + soon + "&signature=" + signature[1:],
+		"expires=" + soon + "&signature=0" + signature,
+	} {
+		if got := h.send(get(path + "?" + query).by("-")); got.status != http.StatusForbidden {
+			t.Errorf("%q: %d, %s", query, got.status, got.body)
+		}
+	}
+	h.want(get(path+"?expires="+soon+"&signature="+signature).by("-"), http.StatusInternalServerError, nil)
+}
+
+func TestSecretOfLinksIsReadOnce(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	task := h.profiled("memory,heap", shortSleep)
+	h.drain()
+	h.exec("ALTER TABLE api_secret RENAME TO hidden")
+	h.want(get(task+"profile_artifacts/"), http.StatusInternalServerError, nil) // that it could not be read is not kept
+	h.exec("ALTER TABLE hidden RENAME TO api_secret")
+	h.wantProfiles("a task", task, "memory_profile", "heap_profile")
+	h.exec("ALTER TABLE api_secret RENAME TO hidden")
+	h.wantProfiles("a task, without the secret", task, "memory_profile", "heap_profile")
+}

@@ -3,9 +3,11 @@ package api
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +26,8 @@ type Request struct {
 
 	server   *Server
 	resource *Resource
+	// collection is what the operation lists; nil: it lists none.
+	collection *Collection
 }
 
 // last is a parameter of the query: of several of that name the last, as in Pulp.
@@ -64,28 +68,145 @@ func (r *Resource) PRN(key string) string { return "prn:" + r.Model + ":" + key 
 // Object is what an href or a PRN names.
 type Object struct {
 	Resource *Resource
-	// Keys are those of its parents and its own; none: the whole collection.
+	// Keys are those in its path: of its parents, and its own. None: the whole collection.
 	Keys []string
+	// Key is the one in its PRN. "": it has no PRN.
+	Key string
+
+	gone bool
 }
 
-// exists tells whether the object is there, if its resource can tell.
-func (o Object) exists(ctx context.Context) (bool, error) {
-	if o.Resource.Exists == nil {
-		return true, nil
+// PRN names the object.
+func (o Object) PRN() string { return o.Resource.PRN(o.Key) }
+
+// named reports whether it is one object, which has a PRN.
+func (o Object) named() bool { return o.Resource != nil && o.Key != "" }
+
+// Resolve reads hrefs, relative or with scheme and host, and PRNs, in their order; what names nothing is an Object without
+// Resource. Objects whose paths have keys of parents are looked up, and name nothing if they are not there; whether others
+// exist is not asked.
+func (r *Request) Resolve(ctx context.Context, texts ...string) ([]Object, error) {
+	return r.server.Resolve(ctx, texts...)
+}
+
+// Resolve reads hrefs and PRNs: see Request.Resolve.
+func (s *Server) Resolve(ctx context.Context, texts ...string) ([]Object, error) {
+	objects, err := s.resolve(ctx, texts, false)
+	for i, o := range objects {
+		if o.gone {
+			objects[i] = Object{}
+		}
 	}
-	return o.Resource.Exists(ctx, o.Keys[len(o.Keys)-1])
+	return objects, err
 }
 
-// Resolve reads an href, relative or with scheme and host, or a PRN. Whether the object exists is not asked.
-func (r *Request) Resolve(text string) (Object, bool) { return r.server.Resolve(text) }
+// resolve reads hrefs and PRNs, and asks each resource once for its objects. If all are to be there, it asks also for those
+// of which texts tell all else.
+func (s *Server) resolve(ctx context.Context, texts []string, there bool) ([]Object, error) {
+	objects, of := make([]Object, len(texts)), map[*Resource][]*Object{}
+	for i, text := range texts {
+		o, ok := s.parse(text)
+		if !ok {
+			continue
+		}
+		if objects[i] = o; o.Resource.Model != "" && (o.Keys != nil || o.Key != "") {
+			of[o.Resource] = append(of[o.Resource], &objects[i])
+		}
+	}
+	for res, list := range of {
+		lookUp := res.locate
+		if res.Parent == nil {
+			lookUp = res.exist
+		}
+		if res.Parent == nil && !there {
+			continue
+		}
+		if err := lookUp(ctx, list); err != nil {
+			return nil, fmt.Errorf("look up objects of %s: %w", res.Path, err)
+		}
+	}
+	return objects, nil
+}
 
-// Resolve reads an href or a PRN: see Request.Resolve.
-func (s *Server) Resolve(text string) (Object, bool) {
+// hrefs are those of the objects that PRNs name, by PRN: of those that are there, or may be there.
+func (r *Request) hrefs(ctx context.Context, prns []string, there bool) (map[string]string, error) {
+	objects, err := r.server.resolve(ctx, prns, there)
+	hrefs := map[string]string{}
+	for i, o := range objects {
+		if o.named() && !o.gone {
+			hrefs[prns[i]] = r.Href(o.Resource, o.Keys...)
+		}
+	}
+	return hrefs, err
+}
+
+// exist marks the objects that are gone.
+func (r *Resource) exist(ctx context.Context, objects []*Object) error {
+	keys := make([]string, len(objects))
+	for i, o := range objects {
+		keys[i] = o.Key
+	}
+	slices.Sort(keys)
+	existing, err := r.Existing(ctx, slices.Compact(keys))
+	there := map[string]bool{}
+	for _, key := range existing {
+		there[key] = true
+	}
+	for _, o := range objects {
+		o.gone = !there[o.Key]
+	}
+	return err
+}
+
+// locate completes objects of which either the keys in the path or the key in the PRN is known.
+func (r *Resource) locate(ctx context.Context, objects []*Object) error {
+	var keys []string
+	var paths [][]string
+	for _, o := range objects {
+		if o.Keys == nil {
+			keys = append(keys, o.Key)
+		} else {
+			paths = append(paths, o.Keys)
+		}
+	}
+	located, identified := map[string][]string{}, []string{}
+	var err error
+	if keys != nil {
+		located, err = r.Locate(ctx, keys)
+	}
+	if paths != nil && err == nil {
+		identified, err = r.Identify(ctx, paths)
+	}
+	switch {
+	case err != nil:
+		return err
+	case len(identified) != len(paths):
+		return fmt.Errorf("%d keys for %d paths", len(identified), len(paths))
+	}
+	for _, o := range objects {
+		if o.Keys == nil {
+			o.Keys = located[o.Key]
+		} else {
+			o.Key, identified = identified[0], identified[1:]
+		}
+		o.gone = o.Keys == nil || o.Key == ""
+	}
+	return nil
+}
+
+// parse reads an href or a PRN as far as the text goes: of an object whose path has keys of parents it tells either those
+// or the key in the PRN.
+func (s *Server) parse(text string) (Object, bool) {
 	if model, key, ok := parsePRN(text); ok {
 		for _, res := range s.resources() {
-			if res.Model == model {
+			switch {
+			case res.Model != model:
+			case res.Parent != nil:
+				key, ok := (&Resource{}).key(key) // a UUID
+				return Object{Resource: res, Key: key}, ok
+			default:
 				key, ok := res.key(key)
-				return Object{res, []string{key}}, ok && res.Parent == nil
+				return Object{Resource: res, Keys: []string{key}, Key: key}, ok
 			}
 		}
 		return Object{}, false
@@ -99,7 +220,11 @@ func (s *Server) Resolve(text string) (Object, bool) {
 			continue
 		}
 		if keys, ok := match(res.object(), rest, res); ok {
-			return Object{res, keys}, true
+			o := Object{Resource: res, Keys: keys}
+			if res.Model != "" && res.Parent == nil {
+				o.Key = keys[0]
+			}
+			return o, true
 		}
 		if keys, ok := match(res.path(), rest, res.Parent); ok && len(keys) == 0 {
 			return Object{Resource: res}, true
@@ -160,11 +285,23 @@ func (r *Request) base() string {
 
 type contextKey struct{}
 
-// correlationID is that of the request in whose context this is.
-func correlationID(ctx context.Context) string {
-	id, _ := ctx.Value(contextKey{}).(string)
-	return id
+// trace is what a request is followed by: its context has it.
+type trace struct {
+	correlationID string
+	// user is who asks, once that is verified.
+	user string
 }
+
+// traceOf is that of the request in whose context this is.
+func traceOf(ctx context.Context) *trace {
+	if t, ok := ctx.Value(contextKey{}).(*trace); ok {
+		return t
+	}
+	return &trace{}
+}
+
+// correlationID is that of the request in whose context this is.
+func correlationID(ctx context.Context) string { return traceOf(ctx).correlationID }
 
 // recorder remembers what was sent.
 type recorder struct {
@@ -185,18 +322,27 @@ func (r *recorder) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Unwrap is for http.ResponseController.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-// logged logs each request once it is answered.
+// logged logs each request once it is answered. A user is one who is verified: whoever else asks may claim any name.
 func logged(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec, began := &recorder{ResponseWriter: w, status: http.StatusOK}, time.Now()
 		next.ServeHTTP(rec, r)
-		user, _, _ := basicAuth(r)
+		t := traceOf(r.Context())
 		log.Info("request answered", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes,
-			"took", time.Since(began), "user", user, "client", r.RemoteAddr, "correlation_id", r.Context().Value(contextKey{}))
+			"took", time.Since(began), "user", t.user, "client", r.RemoteAddr, "correlation_id", t.correlationID)
 	})
+}
+
+// sameOrigin refuses what pages of other origins have a browser send, which adds the credentials that it remembers. Other
+// clients send neither of the headers that tell a browser.
+func sameOrigin(next http.Handler) http.Handler {
+	p := http.NewCrossOriginProtection()
+	p.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = w.Write([]byte(`{"detail":"Pages of other origins may only read."}`))
+	}))
+	return p.Handler(next)
 }
 
 // correlationHeader is spelled as Pulp spells it, not as Go would.
@@ -216,6 +362,6 @@ func withCorrelationID(next http.Handler) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, id)))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, &trace{correlationID: id})))
 	})
 }

@@ -2,14 +2,17 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
-	"strings"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/pithworks/pith/db"
 )
 
-type rolesReply struct {
+type objectRolesReply struct {
 	Roles []objectRole `json:"roles"`
 }
 
@@ -19,74 +22,54 @@ type objectRole struct {
 	Groups []string `json:"groups" doc:"Pith has no groups of users: always empty."`
 }
 
-type permissionsReply struct {
+type myPermissionsReply struct {
 	Permissions []string `json:"permissions"`
 }
 
-type roleBody struct {
+type nestedRoleBody struct {
 	Users  []string `json:"users" doc:"Names of users."`
 	Groups []string `json:"groups" doc:"Must be empty: Pith has no groups of users."`
 	Role   string   `json:"role" api:"required"`
 }
 
-type roleReply struct {
+type nestedRoleReply struct {
 	Users  []string `json:"users"`
 	Groups []string `json:"groups"`
 	Role   string   `json:"role"`
 }
 
-// roleOperations are those by which roles on one object are given and taken. What manages them, and what lets see the
-// object, are permissions.
-func (s *Server) roleOperations(res func() *Resource, manage, view string) []Operation {
+// RoleOperations are those by which roles on one object of a resource are given and taken. What manages them, and what lets
+// see the object, are permissions. The resource has no Parent.
+func RoleOperations(manage, view string) []Operation {
+	mayManage := func(ctx context.Context, r *Request) error {
+		return r.server.mayObject(ctx, r, r.resource, manage, view)
+	}
+	mayView := func(ctx context.Context, r *Request) error { return r.server.mayObject(ctx, r, r.resource, view, view) }
 	return []Operation{
 		{
 			Method: http.MethodGet, Path: wildcard + "list_roles/", Verb: "list_roles", Summary: "List the roles on this object.",
-			Replies: map[int]any{http.StatusOK: rolesReply{}},
-			Do: Bare(func(ctx context.Context, r *Request) (Reply, error) {
-				if err := s.mayObject(ctx, r, res(), manage, view); err != nil {
-					return Reply{}, err
-				}
-				return s.listRoles(ctx, r, res())
-			}),
+			Replies: map[int]any{http.StatusOK: objectRolesReply{}}, Allow: mayManage, roles: true,
+			Do: Bare(func(ctx context.Context, r *Request) (Reply, error) { return r.server.listRoles(ctx, r, r.resource) }),
 		},
 		{
 			Method: http.MethodGet, Path: wildcard + "my_permissions/", Verb: "my_permissions", Summary: "List what the user may do with this object.",
-			Replies: map[int]any{http.StatusOK: permissionsReply{}},
+			Replies: map[int]any{http.StatusOK: myPermissionsReply{}}, Allow: mayView, roles: true,
 			Do: Bare(func(ctx context.Context, r *Request) (Reply, error) {
-				if err := s.mayObject(ctx, r, res(), view, view); err != nil {
-					return Reply{}, err
-				}
-				have, err := r.permissions(ctx, res(), r.ID)
-				_, model, _ := strings.Cut(res().Model, ".")
-				have = slices.DeleteFunc(some(have), func(p string) bool { return !strings.HasSuffix(p, "_"+model) })
-				if err != nil {
-					return Reply{}, err
-				}
-				return OK(permissionsReply{have})
+				return r.server.myPermissions(ctx, r, r.resource)
 			}),
 		},
 		{
 			Method: http.MethodPost, Path: wildcard + "add_role/", Verb: "add_role", Summary: "Give users a role on this object.",
-			Replies: map[int]any{http.StatusCreated: roleReply{}},
-			Do: With(func(ctx context.Context, r *Request, body roleBody) (Reply, error) {
-				users, err := s.roleUsers(ctx, r, res(), manage, view, body)
-				if err == nil {
-					err = r.giveRoles(ctx, users, res().Model, r.ID, body.Role)
-				}
-				return Reply{Status: http.StatusCreated, Body: roleReply{some(body.Users), some(body.Groups), body.Role}}, err
+			Replies: map[int]any{http.StatusCreated: nestedRoleReply{}}, Allow: mayManage, roles: true,
+			Do: With(func(ctx context.Context, r *Request, body nestedRoleBody) (Reply, error) {
+				return r.server.addRole(ctx, r, r.resource, body)
 			}),
 		},
 		{
 			Method: http.MethodPost, Path: wildcard + "remove_role/", Verb: "remove_role", Summary: "Take a role on this object from users.",
-			Replies: map[int]any{http.StatusCreated: roleReply{}},
-			Do: With(func(ctx context.Context, r *Request, body roleBody) (Reply, error) {
-				users, err := s.roleUsers(ctx, r, res(), manage, view, body)
-				if err == nil {
-					_, err = query(ctx, func(ctx context.Context) (int64, error) {
-						return s.q.UserRoleTake(ctx, s.db, db.UserRoleTakeParams{Model: res().Model, Object: r.ID, Role: body.Role, UserIds: users})
-					})
-				}
-				return Reply{Status: http.StatusCreated, Body: roleReply{some(body.Users), some(body.Groups), body.Role}}, err
+			Replies: map[int]any{http.StatusCreated: nestedRoleReply{}}, Allow: mayManage, roles: true,
+			Do: With(func(ctx context.Context, r *Request, body nestedRoleBody) (Reply, error) {
+				return r.server.removeRole(ctx, r, r.resource, body)
 			}),
 		},
 	}
@@ -94,14 +77,14 @@ func (s *Server) roleOperations(res func() *Resource, manage, view string) []Ope
 
 // mayObject tells whether the object is there, and the user may see it and has a permission on it.
 func (s *Server) mayObject(ctx context.Context, r *Request, res *Resource, permission, view string) error {
-	there, err := res.Exists(ctx, r.ID)
+	there, err := res.Existing(ctx, []string{r.ID})
 	switch {
 	case err != nil:
 		return err
-	case !there:
+	case len(there) == 0:
 		return NotFound(res.Noun)
 	}
-	return r.may(ctx, res, permission, view)
+	return r.May(ctx, res, permission, view)
 }
 
 func (s *Server) listRoles(ctx context.Context, r *Request, res *Resource) (Reply, error) {
@@ -111,7 +94,7 @@ func (s *Server) listRoles(ctx context.Context, r *Request, res *Resource) (Repl
 	if err != nil {
 		return Reply{}, err
 	}
-	reply := rolesReply{Roles: []objectRole{}}
+	reply := objectRolesReply{Roles: []objectRole{}}
 	for _, row := range rows {
 		n := len(reply.Roles)
 		if n == 0 || reply.Roles[n-1].Role != row.Role {
@@ -123,13 +106,79 @@ func (s *Server) listRoles(ctx context.Context, r *Request, res *Resource) (Repl
 	return OK(reply)
 }
 
-// roleUsers are the ids of those whom a role is to be given or taken.
-func (s *Server) roleUsers(ctx context.Context, r *Request, res *Resource, manage, view string, body roleBody) ([]int32, error) {
-	if err := s.mayObject(ctx, r, res, manage, view); err != nil {
-		return nil, err
+func (s *Server) myPermissions(ctx context.Context, r *Request, res *Resource) (Reply, error) {
+	have, err := r.permissions(ctx, res, r.ID)
+	if err != nil {
+		return Reply{}, err
+	}
+	return OK(myPermissionsReply{slices.DeleteFunc(some(have), func(p string) bool { return !concerns(p, res.Model) })})
+}
+
+// errDispatcher is the problem that who has dispatched a task is not for users to say.
+var errDispatcher = &ResponseError{Status: http.StatusBadRequest, Body: []string{roleDispatcher + " can not be added/removed from a task."}}
+
+// across is the problem that something is wrong with several fields of a body.
+func across(text string) error { return FieldErrors{NonField: []string{text}} }
+
+func (s *Server) addRole(ctx context.Context, r *Request, res *Resource, body nestedRoleBody) (Reply, error) {
+	users, ids, err := s.roleUsers(ctx, res, body)
+	if err != nil {
+		return Reply{}, err
+	}
+	a, err := newAssignment(ids, res.Model, r.ID, body.Role)
+	if err != nil {
+		return Reply{}, err
+	}
+	had, err := s.assign(ctx, a)
+	if errors.Is(err, errUserGone) { // since their names were looked up
+		return Reply{}, FieldErrors{"users": []string{"Object does not exist."}}
+	} else if err != nil {
+		return Reply{}, err
+	}
+	for i, id := range ids {
+		if slices.Contains(had, id) {
+			return Reply{}, across("The role is already assigned to user '" + users[i] + "'.")
+		}
+	}
+	return body.done()
+}
+
+func (s *Server) removeRole(ctx context.Context, r *Request, res *Resource, body nestedRoleBody) (Reply, error) {
+	users, ids, err := s.roleUsers(ctx, res, body)
+	if err != nil {
+		return Reply{}, err
+	}
+	holders, err := s.holders(ctx, db.UserRoleHoldersParams{UserIds: ids, Role: body.Role, Model: res.Model, Object: r.ID})
+	if err != nil {
+		return Reply{}, err
+	}
+	for i, id := range ids {
+		if !slices.ContainsFunc(holders, func(h db.UserRoleHoldersRow) bool { return h.UserID == id }) {
+			return Reply{}, across("The role is not assigned to user '" + users[i] + "'.")
+		}
+	}
+	held := make([]pgtype.UUID, len(holders))
+	for i, h := range holders {
+		held[i] = h.ID
+	}
+	if err := s.unassign(ctx, held...); err != nil {
+		return Reply{}, err
+	}
+	return body.done()
+}
+
+func (b nestedRoleBody) done() (Reply, error) {
+	return Reply{Status: http.StatusCreated, Body: nestedRoleReply{some(b.Users), some(b.Groups), b.Role}}, nil
+}
+
+// roleUsers are the names and ids of those whom a role on an object of a resource is to be given or taken, each once.
+func (s *Server) roleUsers(ctx context.Context, res *Resource, body nestedRoleBody) (names []string, ids []int32, err error) {
+	if res.Model == taskModel && body.Role == roleDispatcher {
+		return nil, nil, errDispatcher
 	}
 	wrong := FieldErrors{}
-	if _, ok := role(body.Role); !ok {
+	known, ok := s.role(body.Role)
+	if !ok {
 		wrong.Add("role", "Role with name '"+body.Role+"' does not exist.")
 	}
 	if len(body.Users)+len(body.Groups) == 0 {
@@ -147,18 +196,91 @@ func (s *Server) roleUsers(ctx context.Context, r *Request, res *Resource, manag
 		return ids, err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var ids []int32
 	for _, name := range body.Users {
 		id, ok := users[name]
-		if !ok {
+		switch {
+		case !ok:
 			wrong.Add("users", "Object with username="+name+" does not exist.")
+		case !slices.Contains(ids, id):
+			names, ids = append(names, name), append(ids, id)
 		}
-		ids = append(ids, id)
 	}
-	if len(wrong) > 0 {
-		return nil, wrong
+	switch {
+	case len(wrong) > 0:
+		return nil, nil, wrong
+	case !known.on(res.Model):
+		return nil, nil, across("The role does not contain any permission for that object.")
 	}
-	return ids, nil
+	return names, ids, nil
+}
+
+// errUserGone means that one whom a role was to be given is not there any more.
+var errUserGone = errors.New("a user is gone")
+
+// newAssignment is that of a role to users, on an object or, if model and object are empty, on all.
+func newAssignment(users []int32, model, object, role string) (a db.UserRoleAssignParams, err error) {
+	a = db.UserRoleAssignParams{UserIds: users, Model: model, Object: object, Role: role}
+	for range users {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return a, err
+		}
+		a.IDs = append(a.IDs, pgUUID(id))
+	}
+	return a, nil
+}
+
+// assign gives users a role, all of them, or nobody if some have it already: it answers who.
+func (s *Server) assign(ctx context.Context, a db.UserRoleAssignParams) (had []int32, err error) {
+	for {
+		_, err := query(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.q.UserRoleAssign(ctx, s.db, a) })
+		switch constraint(err) {
+		case "user_role_user_fkey":
+			return nil, errUserGone
+		case "user_role_unique", "user_role_pkey":
+		default:
+			return nil, err
+		}
+		holders, err := s.holders(ctx, db.UserRoleHoldersParams{UserIds: a.UserIds, Role: a.Role, Model: a.Model, Object: a.Object})
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range holders {
+			if !slices.Contains(a.IDs, h.ID) {
+				had = append(had, h.UserID)
+			}
+		}
+		if len(had) > 0 {
+			return had, nil
+		}
+		// It was an earlier send, which was under way when this one began, or who had it has lost it meanwhile.
+	}
+}
+
+// unassign takes roles from users; those that they have lost meanwhile are as good as taken.
+func (s *Server) unassign(ctx context.Context, ids ...pgtype.UUID) error {
+	_, err := query(ctx, func(ctx context.Context) (int64, error) { return s.q.UserRoleRemove(ctx, s.db, ids) })
+	return err
+}
+
+// holders are those of some users who have a role.
+func (s *Server) holders(ctx context.Context, p db.UserRoleHoldersParams) ([]db.UserRoleHoldersRow, error) {
+	return query(ctx, func(ctx context.Context) ([]db.UserRoleHoldersRow, error) { return s.q.UserRoleHolders(ctx, s.db, p) })
+}
+
+// Grant gives the user who asks roles on a new object, by the key in its PRN. Best before it is made: then what ends in
+// between leaves no object without an owner.
+func (r *Request) Grant(ctx context.Context, res *Resource, key string, roles ...string) error {
+	for _, role := range roles {
+		a, err := newAssignment([]int32{int32(r.User.ID)}, res.Model, key, role)
+		if err == nil {
+			_, err = r.server.assign(ctx, a)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

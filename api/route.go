@@ -8,6 +8,7 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"path"
 	"reflect"
 	"runtime/debug"
 	"slices"
@@ -80,6 +81,11 @@ func slashed(mux *http.ServeMux) http.Handler {
 		// Of a path without a last slash the pattern tells what matches with one.
 		if _, pattern := mux.Handler(r); !strings.HasSuffix(pattern, "{$}") {
 			mux.ServeHTTP(w, r)
+			return
+		}
+		// What begins with two slashes is no path but another host to a client.
+		if path.Clean(r.URL.Path) != r.URL.Path {
+			elsewhere(w, r)
 			return
 		}
 		to := r.URL.EscapedPath() + "/"
@@ -159,6 +165,7 @@ func (rt *route) answer(ctx context.Context, header http.Header, r *Request) (Re
 			return Reply{}, err
 		}
 		r.User = user
+		traceOf(ctx).user = user.Name
 	}
 	if o == nil {
 		if r.Method == http.MethodOptions && !public {
@@ -166,8 +173,14 @@ func (rt *route) answer(ctx context.Context, header http.Header, r *Request) (Re
 		}
 		return Reply{}, detail(http.StatusMethodNotAllowed, fmt.Sprintf("Method %q not allowed.", r.Method))
 	}
+	r.collection = o.Collection
 	if err := rt.identify(r); err != nil {
 		return Reply{}, err
+	}
+	if o.Allow != nil {
+		if err := o.Allow(ctx, r); err != nil {
+			return Reply{}, err
+		}
 	}
 	var body any
 	if o.Do.body != nil {
@@ -249,7 +262,7 @@ func (rt *route) send(w http.ResponseWriter, hr *http.Request, reply Reply, fiel
 	maps.Copy(h, reply.Header)
 	body := reply.raw
 	if reply.Body != nil {
-		if reply.Status >= 300 || hr.Method != http.MethodGet && hr.Method != http.MethodHead || rt.resource.Numbered {
+		if reply.Status >= 300 || hr.Method != http.MethodGet && hr.Method != http.MethodHead || rt.resource.Whole {
 			fields = selection{}
 		}
 		var err error

@@ -11,7 +11,7 @@ import (
 	"github.com/pithworks/pith/db"
 )
 
-type scheduleReply struct {
+type taskScheduleReply struct {
 	head
 	Name             string  `json:"name"`
 	TaskName         string  `json:"task_name" doc:"The name of the task type."`
@@ -34,7 +34,7 @@ func interval(d time.Duration) string {
 }
 
 // schedules reads schedules in the order of their ids.
-func (r *Request) schedules(ctx context.Context, keys []string) ([]scheduleReply, error) {
+func (r *Request) schedules(ctx context.Context, keys []string) ([]taskScheduleReply, error) {
 	s := r.server
 	rows, err := query(ctx, func(ctx context.Context) ([]db.TaskScheduleReadRow, error) {
 		return s.q.TaskScheduleRead(ctx, s.db, pgUUIDs(keys))
@@ -42,10 +42,10 @@ func (r *Request) schedules(ctx context.Context, keys []string) ([]scheduleReply
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]scheduleReply{}
+	found := map[string]taskScheduleReply{}
 	for _, row := range rows {
 		key := uuid.UUID(row.ID.Bytes).String()
-		reply := scheduleReply{
+		reply := taskScheduleReply{
 			head: r.headOf(s.own.schedules, key, row.CreatedAt.Time, row.CreatedAt.Time), Name: row.Name, TaskName: row.TaskName,
 			NextDispatch: pgTime(row.NextDispatch),
 		}
@@ -63,15 +63,15 @@ func (r *Request) schedules(ctx context.Context, keys []string) ([]scheduleReply
 }
 
 func (s *Server) listSchedules(ctx context.Context, r *Request) (Reply, error) {
-	found, err := s.own.scheduleList.page(ctx, r)
+	found, err := r.Page(ctx, s.own.scheduleList)
 	if err != nil {
 		return Reply{}, err
 	}
-	list, err := r.schedules(ctx, found.keys)
+	list, err := r.schedules(ctx, found.Keys)
 	if err != nil {
 		return Reply{}, err
 	}
-	return OK(newPage(found, list))
+	return OK(NewPage(found, list))
 }
 
 func (s *Server) readSchedule(ctx context.Context, r *Request) (Reply, error) {
@@ -82,7 +82,7 @@ func (s *Server) readSchedule(ctx context.Context, r *Request) (Reply, error) {
 	case len(list) == 0:
 		return Reply{}, NotFound("TaskSchedule")
 	}
-	if err := r.may(ctx, s.own.schedules, "core.view_taskschedule", "core.view_taskschedule"); err != nil {
+	if err := r.May(ctx, s.own.schedules, "core.view_taskschedule", "core.view_taskschedule"); err != nil {
 		return Reply{}, err
 	}
 	return OK(list[0])

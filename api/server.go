@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -66,6 +67,9 @@ type Server struct {
 	status    statusCache
 	own       own
 	document  document
+	roles     []Role // of all components
+	// secret signs links; nil: not read yet.
+	secret atomic.Pointer[[]byte]
 }
 
 // New makes a server; it sends nothing and starts nothing. newClient makes a client of the tasking system whose immediate
@@ -86,17 +90,27 @@ func New(pool *pgxpool.Pool, newClient func(*appstatus.App) (*tasking.Client, er
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg, db: pool, q: db.New(), root: cfg.Root + "api/v3/", users: newUsers(pool), newClient: newClient}
+	s.roles = slices.Clone(coreRoles)
+	for _, c := range cfg.Components {
+		s.roles = append(s.roles, c.Roles...)
+	}
 	s.cfg.Components = append([]Component{s.core()}, cfg.Components...)
 	client, err := newClient(nil)
 	if err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	s.client.Store(client)
+	if err := s.check(); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
 	mux, err := s.routes()
 	if err != nil {
 		return nil, err
 	}
-	s.handler = withCorrelationID(logged(s.cfg.Log, mux))
+	if s.document.digest, err = s.digest(); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
+	s.handler = withCorrelationID(logged(s.cfg.Log, sameOrigin(mux)))
 	return s, nil
 }
 

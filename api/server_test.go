@@ -2,10 +2,12 @@ package api_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -130,7 +132,8 @@ func TestImmediateTasksRunAtOnceAsLongAsTheServerRuns(t *testing.T) {
 
 func TestServerThatIsDeclaredMissingRegistersAnew(t *testing.T) {
 	t.Parallel()
-	h := newHarness(t, func(c *api.Config) { c.TTL = 2 * time.Second })
+	// The loss is noticed by the next beat, within a third of the TTL; until then no beat may be so late that it is lost by itself.
+	h := newHarness(t, func(c *api.Config) { c.TTL = 15 * time.Second })
 	h.run()
 	before, client := h.apps(), h.server.Tasks()
 	h.exec("DELETE FROM app_status")
@@ -141,6 +144,111 @@ func TestServerThatIsDeclaredMissingRegistersAnew(t *testing.T) {
 	if got := h.immediate(); got != tasking.Completed {
 		t.Errorf("an immediate task is %s", got)
 	}
+}
+
+// lines are what is written, a line at a time.
+type lines chan []byte
+
+func (l lines) Write(p []byte) (int, error) {
+	l <- bytes.Clone(p)
+	return len(p), nil
+}
+
+func TestLogTellsWhoIsVerifiedAndNobodyElse(t *testing.T) {
+	t.Parallel()
+	log := make(lines, 10)
+	h := newHarness(t, func(c *api.Config) { c.Log = slog.New(slog.NewJSONHandler(log, nil)) })
+	h.newUser("lena")
+	<-log
+	long := strings.Repeat("l", 1000)
+	for _, tt := range []struct {
+		r      request
+		status int
+		user   string
+	}{
+		{get("tasks/"), 200, "admin"},
+		{get("tasks/").by("lena"), 200, "lena"},
+		{get("users/").by("lena"), 403, "lena"},
+		{get("tasks/x/").by("lena"), 404, "lena"},
+		{post("tasks/", nil).by("lena"), 405, "lena"},
+		{patch("users/1/", "{"), 400, "admin"},
+		{get("tasks/").by("lena:wrong"), 401, ""},
+		{get("tasks/").by("nobody"), 401, ""},
+		{get("tasks/").by(long), 401, ""},
+		{get("tasks/").by("-"), 401, ""},
+		{get("status/").by("lena"), 200, ""},
+		{get("livez/").by(long), 200, ""},
+		{get("docs/").by("lena:wrong"), 200, ""},
+		{get("nowhere/").by("lena"), 404, ""},
+		{get("tasks").by("lena"), 301, ""},
+	} {
+		got, logged := h.send(tt.r), <-log
+		var line struct {
+			User          *string
+			Path          string
+			Status        int
+			CorrelationID string `json:"correlation_id"`
+		}
+		if err := json.Unmarshal(logged, &line); err != nil {
+			t.Fatalf("%s: %v: %s", tt.r.path, err, logged)
+		}
+		if got.status != tt.status || line.Status != tt.status || line.User == nil || *line.User != tt.user || line.CorrelationID != got.header.Get("Correlation-Id") {
+			t.Errorf("%s by %.10s: %d, logged is %s", tt.r.path, tt.r.user, got.status, logged)
+		}
+	}
+}
+
+func TestPagesOfOtherOriginsMayOnlyRead(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.newUser("lena")
+	own := h.http.URL
+	for _, tt := range []struct {
+		header  map[string]string
+		refused bool
+	}{
+		{nil, false},
+		{map[string]string{"Sec-Fetch-Site": "same-origin"}, false},
+		{map[string]string{"Sec-Fetch-Site": "none"}, false},
+		{map[string]string{"Origin": own}, false},
+		{map[string]string{"Origin": strings.Replace(own, "http:", "https:", 1)}, false}, // as behind a proxy
+		{map[string]string{"Sec-Fetch-Site": "same-origin", "Origin": "https://elsewhere.example"}, false},
+		{map[string]string{"Sec-Fetch-Site": "cross-site"}, true},
+		{map[string]string{"Sec-Fetch-Site": "same-site"}, true},
+		{map[string]string{"Origin": "https://elsewhere.example"}, true},
+		{map[string]string{"Origin": "null"}, true},
+		{map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": own}, true},
+	} {
+		as := func(r request) reply {
+			for name, value := range tt.header {
+				r = r.with(name, value)
+			}
+			return h.send(r)
+		}
+		form := send("", "", "first_name=x").with("Content-Type", "application/x-www-form-urlencoded")
+		for _, path := range []string{"tasks/purge/", "users/2/", "users/2/roles/", "status/", "nowhere/", "tasks", pithRoot + "tasks/"} {
+			for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
+				if method == "DELETE" && path == "users/2/" && !tt.refused {
+					continue
+				}
+				form.method, form.path = method, path
+				got := as(form)
+				const body = `{"detail":"Pages of other origins may only read."}`
+				if refused := got.status == http.StatusForbidden && string(got.body) == body; refused != tt.refused {
+					t.Errorf("%s %s with %v: %d %s", method, path, tt.header, got.status, got.body)
+				}
+				if tt.refused && (got.header.Get("Content-Type") != "application/json" || len(got.header.Get("Correlation-Id")) != 32) {
+					t.Errorf("%s %s with %v: %v", method, path, tt.header, got.header)
+				}
+			}
+		}
+		for _, method := range []string{"GET", "HEAD"} {
+			if got := as(send(method, "users/2/", nil)); got.status != http.StatusOK {
+				t.Errorf("%s with %v: %d %s", method, tt.header, got.status, got.body)
+			}
+		}
+	}
+	h.want(get("users/2/"), http.StatusOK, nil)
 }
 
 type waitReply struct {
@@ -338,7 +446,7 @@ func TestStatusHasPulpsFieldsInTheirOrder(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]any{
 		"versions": []any{
-			map[string]any{"component": "core", "version": builtin.Version, "package": "pulpcore", "module": "pulpcore.app", "domain_compatible": false},
+			map[string]any{"component": "core", "version": reported(t, h.server), "package": "pulpcore", "module": "pulpcore.app", "domain_compatible": false},
 			map[string]any{"component": "file", "version": "3.117.0", "package": "pulpcore", "module": "pulp_file.app", "domain_compatible": false},
 		},
 		"online_workers": app("alpha@one"), "online_api_apps": app("gamma@one"), "online_content_apps": app("delta@one"),

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"reflect"
 	"strconv"
 	"strings"
@@ -15,10 +16,16 @@ import (
 //	api:"required"     a body must have it
 //	api:"secret"       only ever received
 //	api:"blank"        may be an empty text; blanks around it stay
+//	api:"null"         may be null
 //	default:"…"        what a body without it means, as JSON, for the document
 //	max:"255"          the most characters of a text
 //
-// A pointer in a body may be left out, and in a reply be null. The fields of embedded structs are fields of the outer one.
+// A pointer in a body may be left out, one to a pointer also be null, and in a reply be null. The fields of embedded structs
+// are fields of the outer one.
+//
+// A field of a body is a text, a bool, an int, int64 or float64, a Time, a json.RawMessage, or a list or map by texts of such;
+// the values of a map may be null if they are pointers. Types of texts may say by a method Choices which are possible. Replies
+// may have structs as well; their numbers with fractions are a Float. New refuses other types.
 type field struct {
 	name     string
 	index    []int
@@ -33,14 +40,7 @@ type field struct {
 	most     int  // characters; 0: no limit
 }
 
-// Choice is a text of which only some values are possible.
-type Choice interface {
-	~string
-	// Choices are the values.
-	Choices() []string
-}
-
-// choices are those of a type; nil: it is no Choice.
+// choices are the values that a type of texts says are possible, by a method Choices; nil: any are.
 func choices(t reflect.Type) []string {
 	if t.Kind() != reflect.String {
 		return nil
@@ -67,6 +67,26 @@ const timeLayout = "2006-01-02T15:04:05.000000Z"
 // MarshalJSON writes the time.
 func (t Time) MarshalJSON() ([]byte, error) {
 	return []byte(`"` + t.UTC().Format(timeLayout) + `"`), nil
+}
+
+// Float is a number as Pulp writes it: 32.0, not 32.
+type Float float64
+
+// MarshalJSON writes the number as Python does.
+func (f Float) MarshalJSON() ([]byte, error) {
+	text := strconv.FormatFloat(float64(f), 'e', -1, 64)
+	_, digits, ok := strings.Cut(text, "e")
+	if !ok {
+		return nil, fmt.Errorf("%s is no number of JSON", text)
+	}
+	if exponent, err := strconv.Atoi(digits); err != nil || exponent < -4 || exponent >= 16 {
+		return []byte(text), err
+	}
+	text = strconv.FormatFloat(float64(f), 'f', -1, 64)
+	if !strings.Contains(text, ".") {
+		text += ".0"
+	}
+	return []byte(text), nil
 }
 
 // timePtr is a Time that may be null.

@@ -14,15 +14,15 @@ import (
 )
 
 type statusReply struct {
-	Versions           []versionReply  `json:"versions"`
-	OnlineWorkers      []appReply      `json:"online_workers"`
-	OnlineAPIApps      []appReply      `json:"online_api_apps"`
-	OnlineContentApps  []appReply      `json:"online_content_apps"`
-	DatabaseConnection connectionReply `json:"database_connection"`
-	RedisConnection    connectionReply `json:"redis_connection" doc:"Pith needs none: always false."`
-	Storage            storageReply    `json:"storage"`
-	ContentSettings    contentReply    `json:"content_settings"`
-	DomainEnabled      bool            `json:"domain_enabled"`
+	Versions           []versionReply          `json:"versions"`
+	OnlineWorkers      []appStatusReply        `json:"online_workers"`
+	OnlineAPIApps      []appStatusReply        `json:"online_api_apps"`
+	OnlineContentApps  []appStatusReply        `json:"online_content_apps"`
+	DatabaseConnection databaseConnectionReply `json:"database_connection"`
+	RedisConnection    redisConnectionReply    `json:"redis_connection" doc:"Pith needs none: always false."`
+	Storage            storageReply            `json:"storage"`
+	ContentSettings    contentSettingsReply    `json:"content_settings"`
+	DomainEnabled      bool                    `json:"domain_enabled"`
 }
 
 type versionReply struct {
@@ -33,13 +33,17 @@ type versionReply struct {
 	DomainCompatible bool   `json:"domain_compatible"`
 }
 
-type appReply struct {
+type appStatusReply struct {
 	Name          string            `json:"name"`
 	LastHeartbeat Time              `json:"last_heartbeat"`
 	Versions      map[string]string `json:"versions"`
 }
 
-type connectionReply struct {
+type databaseConnectionReply struct {
+	Connected bool `json:"connected"`
+}
+
+type redisConnectionReply struct {
 	Connected bool `json:"connected"`
 }
 
@@ -49,7 +53,7 @@ type storageReply struct {
 	Free  *int64 `json:"free"`
 }
 
-type contentReply struct {
+type contentSettingsReply struct {
 	ContentOrigin     *string `json:"content_origin"`
 	ContentPathPrefix string  `json:"content_path_prefix"`
 }
@@ -64,12 +68,12 @@ const statusTimeout = 5 * time.Second
 type statusCache struct {
 	mu    sync.Mutex
 	until time.Time
-	apps  map[appstatus.Type][]appReply
+	apps  map[appstatus.Type][]appStatusReply
 	err   error
 }
 
 // online are the processes that are online, by type.
-func (s *Server) online(ctx context.Context) (map[appstatus.Type][]appReply, error) {
+func (s *Server) online(ctx context.Context) (map[appstatus.Type][]appStatusReply, error) {
 	c := &s.status
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,9 +83,9 @@ func (s *Server) online(ctx context.Context) (map[appstatus.Type][]appReply, err
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
 	defer cancel()
 	rows, err := query(ctx, func(ctx context.Context) ([]db.AppStatusOnlineRow, error) { return s.q.AppStatusOnline(ctx, s.db) })
-	c.apps = map[appstatus.Type][]appReply{}
+	c.apps = map[appstatus.Type][]appStatusReply{}
 	for _, row := range rows {
-		app := appReply{Name: row.Name, LastHeartbeat: Time{row.LastHeartbeat.Time}}
+		app := appStatusReply{Name: row.Name, LastHeartbeat: Time{row.LastHeartbeat.Time}}
 		if err == nil {
 			err = json.Unmarshal(row.Versions, &app.Versions)
 		}
@@ -99,14 +103,14 @@ func (s *Server) readStatus(ctx context.Context, _ *Request) (Reply, error) {
 	}
 	reply := statusReply{
 		OnlineWorkers: some(apps[appstatus.Worker]), OnlineAPIApps: some(apps[appstatus.API]), OnlineContentApps: some(apps[appstatus.Content]),
-		DatabaseConnection: connectionReply{err == nil},
-		ContentSettings:    contentReply{ContentPathPrefix: s.cfg.ContentPathPrefix},
+		DatabaseConnection: databaseConnectionReply{err == nil},
+		ContentSettings:    contentSettingsReply{ContentPathPrefix: s.cfg.ContentPathPrefix},
 	}
 	if s.cfg.ContentOrigin != "" {
 		reply.ContentSettings.ContentOrigin = &s.cfg.ContentOrigin
 	}
 	for _, c := range s.cfg.Components {
-		reply.Versions = append(reply.Versions, versionReply{c.Label, c.Version, c.Package, c.Module, false})
+		reply.Versions = append(reply.Versions, versionReply{c.Label, s.version(c), c.Package, c.Module, false})
 	}
 	return OK(reply)
 }
@@ -170,6 +174,7 @@ func (s *Server) rootResource() *Resource {
 func (s *Server) artifactsResource() *Resource {
 	return &Resource{
 		Path: "artifacts/", Name: "artifacts", Key: "artifact", Model: "core.artifact", Noun: "Artifact", Tag: "Artifacts",
+		Existing: func(context.Context, []string) ([]string, error) { return nil, nil },
 		Operations: []Operation{
 			read("Read an artifact.", artifactReply{}, func(context.Context, *Request) (Reply, error) { return Reply{}, NotFound("Artifact") }),
 		},

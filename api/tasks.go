@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,27 +33,27 @@ func (r *Request) headOf(res *Resource, key string, created, updated time.Time) 
 
 type taskReply struct {
 	head
-	State                   string           `json:"state" doc:"One of waiting, skipped, running, completed, failed, canceled and canceling."`
-	Name                    string           `json:"name" doc:"The name of the task type."`
-	LoggingCID              string           `json:"logging_cid" doc:"The correlation id of the task's logs."`
-	CreatedBy               *string          `json:"created_by" doc:"The href of the user who dispatched it."`
-	UnblockedAt             *Time            `json:"unblocked_at"`
-	StartedAt               *Time            `json:"started_at"`
-	FinishedAt              *Time            `json:"finished_at"`
-	Error                   *tasking.Error   `json:"error"`
-	Worker                  *string          `json:"worker" doc:"Deprecated: always null. See current_task of workers."`
-	ParentTask              *string          `json:"parent_task"`
-	ChildTasks              []string         `json:"child_tasks"`
-	TaskGroup               *string          `json:"task_group"`
-	ProgressReports         []progressReply  `json:"progress_reports"`
-	CreatedResources        []string         `json:"created_resources"`
-	CreatedResourcePRNs     []string         `json:"created_resource_prns"`
-	ReservedResourcesRecord []string         `json:"reserved_resources_record"`
-	Result                  *json.RawMessage `json:"result"`
-	PulpAPIVersion          string           `json:"pulp_api_version"`
+	State                   string                `json:"state" doc:"One of waiting, skipped, running, completed, failed, canceled and canceling."`
+	Name                    string                `json:"name" doc:"The name of the task type."`
+	LoggingCID              string                `json:"logging_cid" doc:"The correlation id of the task's logs."`
+	CreatedBy               *string               `json:"created_by" doc:"The href of the user who dispatched it."`
+	UnblockedAt             *Time                 `json:"unblocked_at"`
+	StartedAt               *Time                 `json:"started_at"`
+	FinishedAt              *Time                 `json:"finished_at"`
+	Error                   *tasking.Error        `json:"error"`
+	Worker                  *string               `json:"worker" doc:"Deprecated: always null. See current_task of workers."`
+	ParentTask              *string               `json:"parent_task"`
+	ChildTasks              []string              `json:"child_tasks"`
+	TaskGroup               *string               `json:"task_group"`
+	ProgressReports         []progressReportReply `json:"progress_reports"`
+	CreatedResources        []string              `json:"created_resources"`
+	CreatedResourcePRNs     []string              `json:"created_resource_prns"`
+	ReservedResourcesRecord []string              `json:"reserved_resources_record"`
+	Result                  *json.RawMessage      `json:"result"`
+	PulpAPIVersion          string                `json:"pulp_api_version"`
 }
 
-type minimalTask struct {
+type minimalTaskReply struct {
 	head
 	PulpAPIVersion string  `json:"pulp_api_version"`
 	Name           string  `json:"name"`
@@ -63,7 +64,7 @@ type minimalTask struct {
 	Worker         *string `json:"worker"`
 }
 
-type progressReply struct {
+type progressReportReply struct {
 	Message string  `json:"message"`
 	Code    string  `json:"code"`
 	State   string  `json:"state"`
@@ -77,32 +78,29 @@ const apiVersion = "v3"
 // unavailable stands for what a task created and is gone.
 const unavailable = "<unavailable>"
 
-func (r *Request) taskReply(t tasking.Task, creator *string) taskReply {
+// taskReply is a task with who created it and the hrefs of what it has created.
+func (r *Request) taskReply(t tasking.Task, creator *string, created map[string]string) taskReply {
 	res := r.server.own.tasks
 	reply := taskReply{
 		head:  r.headOf(res, t.ID.String(), t.CreatedAt, t.CreatedAt),
 		State: string(t.State), Name: t.Name, LoggingCID: t.CorrelationID, CreatedBy: creator,
 		UnblockedAt: timePtr(t.UnblockedAt), StartedAt: timePtr(t.StartedAt), FinishedAt: timePtr(t.FinishedAt), Error: t.Error,
 		ParentTask: r.hrefOrNull(res, t.Parent), ChildTasks: []string{}, TaskGroup: r.hrefOrNull(r.server.own.groups, t.Group),
-		ProgressReports: []progressReply{}, CreatedResources: []string{}, CreatedResourcePRNs: some(t.Created),
+		ProgressReports: []progressReportReply{}, CreatedResources: []string{}, CreatedResourcePRNs: some(t.Created),
 		ReservedResourcesRecord: t.Reserved, PulpAPIVersion: apiVersion,
 	}
 	for _, child := range t.Children {
 		reply.ChildTasks = append(reply.ChildTasks, r.Href(res, child.String()))
 	}
 	for _, p := range t.Progress {
-		report := progressReply{Message: p.Message, Code: p.Code, State: string(p.State), Total: p.Total, Done: p.Done}
+		report := progressReportReply{Message: p.Message, Code: p.Code, State: string(p.State), Total: p.Total, Done: p.Done}
 		if p.Suffix != "" {
 			report.Suffix = &p.Suffix
 		}
 		reply.ProgressReports = append(reply.ProgressReports, report)
 	}
 	for _, prn := range t.Created {
-		href := unavailable
-		if o, ok := r.Resolve(prn); ok {
-			href = r.Href(o.Resource, o.Keys...)
-		}
-		reply.CreatedResources = append(reply.CreatedResources, href)
+		reply.CreatedResources = append(reply.CreatedResources, cmp.Or(created[prn], unavailable))
 	}
 	if t.Result != nil {
 		reply.Result = &t.Result
@@ -118,11 +116,20 @@ func (r *Request) hrefOrNull(res *Resource, id *uuid.UUID) *string {
 	return &href
 }
 
-func (r *Request) minimalTask(t tasking.Task) minimalTask {
-	return minimalTask{
+func (r *Request) minimalTaskReply(t tasking.Task) minimalTaskReply {
+	return minimalTaskReply{
 		head: r.headOf(r.server.own.tasks, t.ID.String(), t.CreatedAt, t.CreatedAt), PulpAPIVersion: apiVersion, Name: t.Name, State: string(t.State),
 		UnblockedAt: timePtr(t.UnblockedAt), StartedAt: timePtr(t.StartedAt), FinishedAt: timePtr(t.FinishedAt),
 	}
+}
+
+// created are the hrefs of what tasks have created, by PRN, as far as it is still there.
+func (r *Request) created(ctx context.Context, tasks ...tasking.Task) (map[string]string, error) {
+	var prns []string
+	for _, t := range tasks {
+		prns = append(prns, t.Created...)
+	}
+	return r.hrefs(ctx, prns, true)
 }
 
 // minimal reports whether the client wants the short form.
@@ -161,30 +168,34 @@ func (r *Request) readTasks(ctx context.Context, keys []string) ([]tasking.Task,
 }
 
 func (s *Server) listTasks(ctx context.Context, r *Request) (Reply, error) {
-	found, err := s.own.taskList.page(ctx, r)
+	found, err := r.Page(ctx, s.own.taskList)
 	if err != nil {
 		return Reply{}, err
 	}
-	tasks, err := r.readTasks(ctx, found.keys)
+	tasks, err := r.readTasks(ctx, found.Keys)
 	if err != nil {
 		return Reply{}, err
 	}
 	if r.minimal() {
-		list := make([]minimalTask, len(tasks))
+		list := make([]minimalTaskReply, len(tasks))
 		for i, t := range tasks {
-			list[i] = r.minimalTask(t)
+			list[i] = r.minimalTaskReply(t)
 		}
-		return OK(newPage(found, list))
+		return OK(NewPage(found, list))
 	}
-	creators, err := r.creators(ctx, found.keys)
+	creators, err := r.creators(ctx, found.Keys)
+	if err != nil {
+		return Reply{}, err
+	}
+	created, err := r.created(ctx, tasks...)
 	if err != nil {
 		return Reply{}, err
 	}
 	list := make([]taskReply, len(tasks))
 	for i, t := range tasks {
-		list[i] = r.taskReply(t, lookup(creators, t.ID.String()))
+		list[i] = r.taskReply(t, lookup(creators, t.ID.String()), created)
 	}
-	return OK(newPage(found, list))
+	return OK(NewPage(found, list))
 }
 
 func lookup(m map[string]string, key string) *string {
@@ -201,7 +212,7 @@ func (s *Server) aTask(ctx context.Context, r *Request, permission string) (task
 		return t, NotFound("Task")
 	}
 	if err == nil {
-		err = r.may(ctx, s.own.tasks, permission, "core.view_task")
+		err = r.May(ctx, s.own.tasks, permission, "core.view_task")
 	}
 	return t, err
 }
@@ -212,13 +223,17 @@ func (s *Server) readTask(ctx context.Context, r *Request) (Reply, error) {
 		return Reply{}, err
 	}
 	if r.minimal() {
-		return OK(r.minimalTask(t))
+		return OK(r.minimalTaskReply(t))
 	}
 	creators, err := r.creators(ctx, []string{r.ID})
 	if err != nil {
 		return Reply{}, err
 	}
-	return OK(r.taskReply(t, lookup(creators, r.ID)))
+	created, err := r.created(ctx, t)
+	if err != nil {
+		return Reply{}, err
+	}
+	return OK(r.taskReply(t, lookup(creators, r.ID), created))
 }
 
 // canceledState is the one state that a client can ask for.
@@ -227,14 +242,16 @@ type canceledState string
 // Choices is that state alone.
 func (canceledState) Choices() []string { return []string{string(tasking.Canceled)} }
 
-type cancelBody struct {
+type patchedTaskCancelBody struct {
 	State canceledState `json:"state" api:"required" doc:"The desired state; only canceled is possible."`
 }
 
-func (s *Server) cancelTask(ctx context.Context, r *Request, _ cancelBody) (Reply, error) {
-	if _, err := s.aTask(ctx, r, "core.change_task"); err != nil {
-		return Reply{}, err
-	}
+func (s *Server) mayCancelTask(ctx context.Context, r *Request) error {
+	_, err := s.aTask(ctx, r, "core.change_task")
+	return err
+}
+
+func (s *Server) cancelTask(ctx context.Context, r *Request, _ patchedTaskCancelBody) (Reply, error) {
 	state, err := s.Tasks().Cancel(ctx, r.UUID())
 	if err != nil && !errors.Is(err, tasking.ErrNotFound) {
 		return Reply{}, err
@@ -243,8 +260,12 @@ func (s *Server) cancelTask(ctx context.Context, r *Request, _ cancelBody) (Repl
 	if err != nil {
 		return Reply{}, err
 	}
+	created, err := r.created(ctx, t)
+	if err != nil {
+		return Reply{}, err
+	}
 	// Who created it is not told here, as in Pulp. What has been canceled may have failed since.
-	reply := Reply{Status: http.StatusOK, Body: r.taskReply(t, nil)}
+	reply := Reply{Status: http.StatusOK, Body: r.taskReply(t, nil, created)}
 	if state != tasking.Canceling && state != tasking.Canceled {
 		reply.Status = http.StatusConflict
 	}
@@ -286,8 +307,8 @@ func (s *Server) purgeTasks(ctx context.Context, r *Request, body purgeBody) (Re
 	if body.FinishedBefore != nil {
 		args.FinishedBefore = body.FinishedBefore.Time
 	}
-	if len(body.States) > 0 {
-		args.States = nil
+	if body.States != nil {
+		args.States = []tasking.State{}
 		for _, state := range body.States {
 			args.States = append(args.States, tasking.State(state))
 		}
@@ -310,13 +331,10 @@ func (r *Request) diagnostics() (names []string) {
 
 // Dispatch hands out a task for the user who asks, and answers 202 with its href.
 func (r *Request) Dispatch(ctx context.Context, req tasking.Request) (Reply, error) {
-	req.CorrelationID, req.Diagnostics = correlationID(ctx), r.diagnostics()
+	req.CorrelationID, req.Diagnostics, req.Owner = correlationID(ctx), r.diagnostics(), r.User.ID
 	d, err := r.server.Tasks().Dispatch(ctx, req)
 	if err != nil {
 		return Reply{}, err
 	}
-	if err := r.grant(ctx, taskModel, d.ID.String(), roleOwner, roleDispatcher); err != nil {
-		return Reply{}, err
-	}
-	return Reply{Status: http.StatusAccepted, Body: TaskStarted{r.Href(r.server.own.tasks, d.ID.String())}}, nil
+	return Reply{Status: http.StatusAccepted, Body: AsyncOperationReply{r.Href(r.server.own.tasks, d.ID.String())}}, nil
 }

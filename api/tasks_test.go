@@ -390,6 +390,7 @@ func TestPurgeDeletesByStateAndTimeAndReports(t *testing.T) {
 		want map[string]map[string]any
 	}{
 		{`{"finished_before": "1970-01-01T00:00"}`, nil, map[string]map[string]any{"purge.tasks.total": sum(0)}},
+		{`{"states": []}`, nil, map[string]map[string]any{"purge.tasks.total": sum(0)}},
 		{`{"surplus": 1}`, []string{"completed"}, map[string]map[string]any{ // with the roles of who dispatched it
 			"purge.tasks.key.core.Task": count(1), "purge.tasks.key.core.ProgressReport": count(2), "purge.tasks.key.core.UserRole": count(2), "purge.tasks.total": sum(5),
 		}},
@@ -405,7 +406,7 @@ func TestPurgeDeletesByStateAndTimeAndReports(t *testing.T) {
 		}},
 		// The purges so far have ended, this one has not.
 		{`{"finished_before": "` + time.Now().UTC().Add(24*time.Hour).Format(time.RFC3339Nano) + `"}`, nil, map[string]map[string]any{
-			"purge.tasks.key.core.Task": count(6), "purge.tasks.key.core.ProgressReport": count(21), "purge.tasks.key.core.UserRole": count(12), "purge.tasks.total": sum(39),
+			"purge.tasks.key.core.Task": count(7), "purge.tasks.key.core.ProgressReport": count(23), "purge.tasks.key.core.UserRole": count(14), "purge.tasks.total": sum(44),
 		}},
 	} {
 		task := h.accepted(post("tasks/purge/", step.body))

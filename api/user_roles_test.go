@@ -37,7 +37,7 @@ func TestUserRoleIsToldWithPulpsFieldsInTheirOrder(t *testing.T) {
 	if diff := cmp.Diff(map[string]any{
 		"role": "core.task_owner", "content_object": task, "content_object_prn": "prn:core.task:" + id.String(), "domain": nil,
 		"description": "Allow all actions on a task.",
-		"permissions": []any{"core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task"},
+		"permissions": []any{"core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task", "core.view_task_profile_artifacts"},
 	}, told); diff != "" {
 		t.Errorf("the role (-want +got):\n%s", diff)
 	}
@@ -92,13 +92,132 @@ func TestUserRolesAreListedReadAndDeleted(t *testing.T) {
 	}
 }
 
-func TestRoleThatAUserHasStays(t *testing.T) {
+func TestRoleIsGivenOnceHoweverManyGiveIt(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	first := h.give(root+"users/1/", "core.task_viewer", nil)
-	if again := h.give(root+"users/1/", "core.task_viewer", nil); again != first {
-		t.Errorf("given again it is %s, not %s", again, first)
+	_, task := h.dispatch("dummy_task", nil, tasking.Options{})
+	for _, object := range []any{nil, task} {
+		body := map[string]any{"role": "core.task_viewer", "content_object": object}
+		replies := make(chan reply, 8)
+		for range cap(replies) {
+			go func() { replies <- h.send(post("users/1/roles/", body)) }()
+		}
+		given := 0
+		for range cap(replies) {
+			switch got := <-replies; {
+			case got.status == http.StatusCreated:
+				given++
+			case got.status != http.StatusBadRequest || string(got.body) != about("non_field_errors", "The role is already assigned to this user."):
+				t.Errorf("%d: %s", got.status, got.body)
+			}
+		}
+		if given != 1 {
+			t.Errorf("on %v it is given %d times", object, given)
+		}
 	}
+	if n := column[int](h, "SELECT count(*) FROM user_role"); n[0] != 2 {
+		t.Errorf("there are %d roles", n[0])
+	}
+}
+
+func TestRoleIsToldWhateverElseTheUserHas(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.exec(`INSERT INTO user_role (id, user_id, role, model, object, created_at)
+		SELECT gen_random_uuid(), 1, 'core.task_owner', 'core.task', gen_random_uuid(), now() + '1 h' FROM generate_series(1, 10001)`)
+	if got := h.object(h.give(root+"users/1/", "core.task_owner", nil)); got["role"] != "core.task_owner" || got["content_object"] != nil {
+		t.Errorf("given is %v", got)
+	}
+}
+
+func TestUserRolesAreFilteredAndOrdered(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	lena, eve := h.newUser("lena"), h.newUser("eve")
+	one, another, schedule := h.dispatchAs("admin"), h.dispatchAs("admin"), h.schedule("s")
+	roles := map[string]string{}
+	give := func(name, user, role string, object any) string {
+		href := h.give(user, role, object)
+		roles[href] = name
+		return href
+	}
+	all := give("all", lena, "core.task_viewer", nil)
+	viewer := give("viewer", lena, "core.task_viewer", one)
+	give("owner", lena, "core.task_owner", another)
+	give("schedule", lena, "core.taskschedule_owner", schedule)
+	other := give("eve's", eve, "core.task_viewer", one)
+	prn := "prn:core.userrole:" + keyIn(viewer)
+	for query, want := range map[string]string{
+		"":                                                        "schedule owner viewer all",
+		"role=core.task_viewer":                                   "viewer all",
+		"role=core.task":                                          "",
+		"role__in=core.task_viewer,x":                             "viewer all",
+		"role__contains=schedule":                                 "schedule",
+		"role__contains=SCHEDULE":                                 "",
+		"role__icontains=TASK_O":                                  "owner",
+		"role__startswith=core.task_":                             "owner viewer all",
+		"content_object=null":                                     "all",
+		"content_object=":                                         "schedule owner viewer all",
+		"content_object=" + one:                                   "viewer",
+		"content_object=" + h.http.URL + one:                      "viewer",
+		"content_object=prn:core.task:" + keyIn(another):          "owner",
+		"content_object=" + schedule:                              "schedule",
+		"content_object=prn:core.task:" + keyIn(schedule):         "",
+		"content_object=" + one + "&role=core.task_owner":         "",
+		"domain=null":                                             "schedule owner viewer all",
+		"pulp_id__in=" + keyIn(viewer) + "," + keyIn(other):       "viewer",
+		"pulp_href__in=" + viewer + "," + all + "," + other:       "viewer all",
+		"prn__in=" + prn:                                          "viewer",
+		"q=role=core.task_owner OR content_object=null":           "owner all",
+		"q=NOT role__contains=task_":                              "schedule",
+		"ordering=pulp_created":                                   "all viewer owner schedule",
+		"ordering=-role,pulp_created":                             "schedule all viewer owner",
+		"ordering=description,-pulp_created":                      "owner schedule viewer all",
+		"ordering=-description,pulp_created":                      "all viewer schedule owner",
+		"ordering=-pulp_created&limit=2&offset=1":                 "owner viewer",
+		"fields=role&role=core.task_viewer&exclude_fields=domain": "viewer all",
+	} {
+		query = strings.ReplaceAll(query, " ", "%20")
+		var page struct {
+			Count   int
+			Results []struct {
+				Href string `json:"pulp_href"`
+				Role string
+			}
+		}
+		h.get(lena+"roles/?"+query, &page)
+		var got []string
+		for i, r := range page.Results {
+			name := roles[r.Href]
+			if strings.HasPrefix(query, "fields") { // which are all that is told
+				name = strings.Fields(want)[i]
+			}
+			got = append(got, name)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, want %s", query, got, want)
+		}
+		if n := len(strings.Fields(want)); page.Count != n && !strings.Contains(query, "limit") {
+			t.Errorf("%s: count %d, want %d", query, page.Count, n)
+		}
+	}
+	for query, want := range map[string]string{
+		"foo=1":                         about("errors", "Invalid Filter: 'foo'"),
+		"role__iexact=x":                about("errors", "Invalid Filter: 'role__iexact'"),
+		"user=1":                        about("errors", "Invalid Filter: 'user'"),
+		"ordering=object":               about("ordering", "Select a valid choice. object is not one of the available choices."),
+		"pulp_id__in=x":                 about("pulp_id__in", "Enter a valid UUID."),
+		"pulp_href__in=" + one:          jsonOf([]string{"URI not valid: " + one}),
+		"prn__in=prn:auth.user:1":       jsonOf([]string{"URI not valid: prn:auth.user:1"}),
+		"content_object=nonsense":       jsonOf([]string{"Invalid value for 'content_object': nonsense."}),
+		"content_object=" + root:        jsonOf([]string{"Invalid value for 'content_object': " + root + "."}),
+		"domain=prn:core.domain:1":      jsonOf([]string{"URI not valid: prn:core.domain:1"}),
+		"q=content_object=x":            about("q", "content_object: Invalid value for 'content_object': x."),
+		"content_object=prn:core.task:": jsonOf([]string{"Invalid value for 'content_object': prn:core.task:."}),
+	} {
+		h.answers(get(lena+"roles/?"+query), http.StatusBadRequest, want)
+	}
+	h.answers(get("users/99/roles/?foo=1"), http.StatusNotFound, `{"detail": "No User matches the given query."}`)
 }
 
 func TestObjectOfARoleIsGivenByHrefOrPRN(t *testing.T) {
@@ -110,23 +229,23 @@ func TestObjectOfARoleIsGivenByHrefOrPRN(t *testing.T) {
 		t.Fatal(err)
 	}
 	schedule := root + "task-schedules/" + saved.ID.String() + "/"
-	for object, want := range map[string]string{
-		task:                                   task,
-		h.http.URL + task:                      task,
-		"https://elsewhere.example.org" + task: task,
-		"prn:core.task:" + id.String():         task,
-		schedule:                               schedule,
-		"prn:core.taskschedule:" + saved.ID.String(): schedule,
-		root + "users/1/": root + "users/1/",
-		"prn:auth.user:1": root + "users/1/",
+	for _, tt := range []struct{ role, object, want string }{
+		{"core.task_viewer", task, task},
+		{"core.task_viewer", h.http.URL + task, task},
+		{"core.task_viewer", "https://elsewhere.example.org" + task, task},
+		{"core.task_viewer", "prn:core.task:" + id.String(), task},
+		{"core.taskschedule_viewer", schedule, schedule},
+		{"core.taskschedule_viewer", "prn:core.taskschedule:" + saved.ID.String(), schedule},
 	} {
 		var made struct {
 			ContentObject string `json:"content_object"`
 		}
-		h.get(h.give(root+"users/1/", "core.task_viewer", object), &made)
-		if made.ContentObject != want {
-			t.Errorf("%s is %s, want %s", object, made.ContentObject, want)
+		href := h.give(root+"users/1/", tt.role, tt.object)
+		h.get(href, &made)
+		if made.ContentObject != tt.want {
+			t.Errorf("%s is %s, want %s", tt.object, made.ContentObject, tt.want)
 		}
+		h.answers(send(http.MethodDelete, href, nil), http.StatusNoContent, "")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -258,6 +259,100 @@ func TestNobodyLogsInWithoutAPassword(t *testing.T) {
 			h.answers(request{path: "tasks/", user: name + ":"}, http.StatusUnauthorized, unknownCredentials)
 		}
 	}
+}
+
+func TestNullIsNoPasswordAndNoneIsTheOldOne(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.newUser("lena")
+	stored := func() string { return column[string](h, "SELECT password FROM auth_user WHERE username = 'lena'")[0] }
+	form := func(method, body string) request {
+		return send(method, "users/2/", body).with("Content-Type", "application/x-www-form-urlencoded")
+	}
+	hash := stored()
+	for _, r := range []request{
+		patch("users/2/", `{}`), patch("users/2/", `{"first_name": "Lena"}`), send(http.MethodPut, "users/2/", `{"username": "lena"}`),
+		form(http.MethodPatch, "last_name=M"), form(http.MethodPut, "username=lena"),
+	} {
+		h.want(r, http.StatusOK, nil)
+		if got := stored(); got != hash {
+			t.Errorf("%s %v changes the password from %q to %q", r.method, r.body, hash, got)
+		}
+	}
+	for _, r := range []request{
+		patch("users/2/", `{"password": null}`), send(http.MethodPut, "users/2/", `{"username": "lena", "password": null}`), patch("users/2/", `{"password": ""}`),
+	} {
+		h.want(patch("users/2/", `{"password": "password"}`), http.StatusOK, nil)
+		if got := h.login("lena:password"); got != http.StatusOK {
+			t.Errorf("before %s %v: %d", r.method, r.body, got)
+		}
+		var u struct {
+			Hidden []struct {
+				Set bool `json:"is_set"`
+			} `json:"hidden_fields"`
+		}
+		h.want(r, http.StatusOK, &u)
+		if len(u.Hidden) != 1 || u.Hidden[0].Set {
+			t.Errorf("after %s %v hidden fields are %+v", r.method, r.body, u.Hidden)
+		}
+		for _, password := range []string{"password", "", stored(), stored()[1:]} {
+			if got := h.login("lena:" + password); got != http.StatusUnauthorized {
+				t.Errorf("after %s %v with %q: %d", r.method, r.body, password, got)
+			}
+		}
+	}
+}
+
+func TestWhatNobodyLogsInWithIsRandom(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for _, body := range []string{`{"username": "a"}`, `{"username": "b", "password": null}`, `{"username": "c", "password": ""}`} {
+		h.want(post("users/", body), http.StatusCreated, nil)
+	}
+	seen := map[string]bool{}
+	for _, password := range column[string](h, "SELECT password FROM auth_user WHERE username <> 'admin'") {
+		if len(password) < 20 || password[0] != '!' || seen[password] {
+			t.Errorf("%q is kept", password)
+		}
+		seen[password] = true
+	}
+	if len(seen) != 3 {
+		t.Errorf("kept are %v", seen)
+	}
+}
+
+// TestUsersAreToldWhole as in Pulp. The document has the parameters, without which pulp lists nothing, and promises nothing.
+func TestUsersAreToldWhole(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for _, path := range []string{"users/", "users/1/"} {
+		whole := h.want(get(path), http.StatusOK, nil)
+		if got := h.want(get(path+"?fields=id&exclude_fields=email"), http.StatusOK, nil); !bytes.Equal(got.body, whole.body) {
+			t.Errorf("%s: %s", path, got.body)
+		}
+	}
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Parameters []struct{ Name, Description string }
+		}
+	}
+	h.get("docs/api.json?pk_path=1", &doc)
+	for path, whole := range map[string]bool{"users/": true, "users/{id}/": true, "users/{id}/roles/": false, "tasks/": false, "tasks/{task_pk}/": false} {
+		parameters := doc.Paths[root+path]["get"].Parameters
+		for _, name := range []string{"fields", "exclude_fields"} {
+			i := slices.IndexFunc(parameters, func(p struct{ Name, Description string }) bool { return p.Name == name })
+			if i < 0 || strings.Contains(parameters[i].Description, "Ignored") != whole {
+				t.Errorf("%s of %s: %+v", name, path, parameters)
+			}
+		}
+	}
+}
+
+func TestNoUsersIDIsAUUID(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.answers(get("users/?pulp_id__in="+nowhere), http.StatusOK, `{"count": 0, "next": null, "previous": null, "results": []}`)
+	h.answers(get("users/?pulp_id__in=1"), http.StatusBadRequest, about("pulp_id__in", "Enter a valid UUID."))
 }
 
 func TestChangedPasswordCountsAtOnce(t *testing.T) {

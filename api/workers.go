@@ -44,15 +44,15 @@ func (r *Request) workers(ctx context.Context, keys []string) ([]workerReply, er
 }
 
 func (s *Server) listWorkers(ctx context.Context, r *Request) (Reply, error) {
-	found, err := s.own.workerList.page(ctx, r)
+	found, err := r.Page(ctx, s.own.workerList)
 	if err != nil {
 		return Reply{}, err
 	}
-	list, err := r.workers(ctx, found.keys)
+	list, err := r.workers(ctx, found.Keys)
 	if err != nil {
 		return Reply{}, err
 	}
-	return OK(newPage(found, list))
+	return OK(NewPage(found, list))
 }
 
 func (s *Server) readWorker(ctx context.Context, r *Request) (Reply, error) {

@@ -49,7 +49,7 @@ WITH made AS (
 )
 SELECT m.id FROM made m
 UNION ALL
-SELECT u.id FROM auth_user u WHERE u.username = $1::text AND u.password = $2::text AND u.password <> ''
+SELECT u.id FROM auth_user u WHERE u.username = $1::text AND u.password = $2::text
 LIMIT 1
 `
 
@@ -64,7 +64,8 @@ type UserCreateParams struct {
 	IsSuperuser bool
 }
 
-// No row: the name is taken. Sent again, the statement finds its own hash, whose salt is new for each user.
+// No row: the name is taken. Sent again, the statement finds its own password, which no other user has: a hash whose salt
+// is new, or what is random and no hash.
 func (q *Queries) UserCreate(ctx context.Context, db DBTX, arg UserCreateParams) (int32, error) {
 	row := db.QueryRow(ctx, UserCreate,
 		arg.Username,

@@ -165,6 +165,11 @@ type APITask struct {
 	ParentTask  pgtype.UUID
 	TaskGroup   pgtype.UUID
 	Reserved    string
+	Versions    json.RawMessage
+	Immediate   bool
+	Deferred    bool
+	Error       string
+	Result      string
 }
 
 // Tasks in other states than completed, some twice: by indexes that do not have the completed ones.
@@ -177,6 +182,9 @@ type APITaskState struct {
 type APIWorker struct {
 	ID            pgtype.UUID
 	Name          string
+	AppType       AppType
+	Versions      json.RawMessage
+	TTL           pgtype.Interval
 	CreatedAt     pgtype.Timestamptz
 	LastHeartbeat pgtype.Timestamptz
 	Online        bool
@@ -218,7 +226,7 @@ type AppStatus struct {
 type AuthUser struct {
 	ID       int32
 	Username string
-	// A bcrypt hash; empty: nobody can log in.
+	// A bcrypt hash; ! and what is random: nobody can log in.
 	Password  string
 	FirstName string
 	LastName  string
@@ -313,7 +321,7 @@ type TaskKind struct {
 	Backoff pgtype.Interval
 }
 
-// Profiles of the last attempts of tasks that were dispatched with the wish for them.
+// Profiles of the runs of tasks that were dispatched with the wish for them: each of the last attempt that made it.
 type TaskProfile struct {
 	TaskID pgtype.UUID
 	// memory_profile, cpu_profile or heap_profile.

@@ -102,22 +102,23 @@ func (q *Queries) ProgressReportSave(ctx context.Context, db DBTX, arg ProgressR
 }
 
 const ProgressReportSum = `-- name: ProgressReportSum :many
-SELECT p.message, p.code, p.suffix, coalesce(sum(p.total), 0)::bigint AS total, sum(p.done)::bigint AS done
-FROM progress_report p JOIN task t ON t.id = p.task_id WHERE t.task_group = $1::uuid
-GROUP BY p.message, p.code, p.suffix ORDER BY p.code, p.message
+SELECT t.task_group, p.message, p.code, p.suffix, coalesce(sum(p.total), 0)::bigint AS total, sum(p.done)::bigint AS done
+FROM progress_report p JOIN task t ON t.id = p.task_id WHERE t.task_group = ANY ($1::uuid[])
+GROUP BY t.task_group, p.message, p.code, p.suffix ORDER BY p.code, p.message
 `
 
 type ProgressReportSumRow struct {
-	Message string
-	Code    string
-	Suffix  pgtype.Text
-	Total   int64
-	Done    int64
+	TaskGroup pgtype.UUID
+	Message   string
+	Code      string
+	Suffix    pgtype.Text
+	Total     int64
+	Done      int64
 }
 
-// The reports of a group's tasks added up by message and code.
-func (q *Queries) ProgressReportSum(ctx context.Context, db DBTX, id pgtype.UUID) ([]ProgressReportSumRow, error) {
-	rows, err := db.Query(ctx, ProgressReportSum, id)
+// The reports of the tasks of each of these groups added up by message and code.
+func (q *Queries) ProgressReportSum(ctx context.Context, db DBTX, taskGroups []pgtype.UUID) ([]ProgressReportSumRow, error) {
+	rows, err := db.Query(ctx, ProgressReportSum, taskGroups)
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +127,7 @@ func (q *Queries) ProgressReportSum(ctx context.Context, db DBTX, id pgtype.UUID
 	for rows.Next() {
 		var i ProgressReportSumRow
 		if err := rows.Scan(
+			&i.TaskGroup,
 			&i.Message,
 			&i.Code,
 			&i.Suffix,

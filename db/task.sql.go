@@ -111,21 +111,28 @@ func (q *Queries) TaskChildren(ctx context.Context, db DBTX, parents []pgtype.UU
 	return items, nil
 }
 
-const TaskCount = `-- name: TaskCount :one
-SELECT (SELECT count(*) FROM task) AS everything, (SELECT count(DISTINCT s.id) FROM api_task_state s) AS rare
+const TaskCompletedCount = `-- name: TaskCompletedCount :one
+SELECT ((SELECT count(*) FROM task) - (SELECT count(DISTINCT s.id) FROM api_task_state s))::bigint
 `
 
-type TaskCountRow struct {
-	Everything int64
-	Rare       int64
+// How many tasks are completed: those that are in no other state. It reads the rows of no completed task.
+func (q *Queries) TaskCompletedCount(ctx context.Context, db DBTX) (int64, error) {
+	row := db.QueryRow(ctx, TaskCompletedCount)
+	var column_1 int64
+	err := row.Scan(&column_1)
+	return column_1, err
 }
 
-// How many tasks there are, and how many of them are in other states than completed. It reads the rows of no completed task.
-func (q *Queries) TaskCount(ctx context.Context, db DBTX) (TaskCountRow, error) {
+const TaskCount = `-- name: TaskCount :one
+SELECT count(*) FROM task
+`
+
+// How many tasks there are.
+func (q *Queries) TaskCount(ctx context.Context, db DBTX) (int64, error) {
 	row := db.QueryRow(ctx, TaskCount)
-	var i TaskCountRow
-	err := row.Scan(&i.Everything, &i.Rare)
-	return i, err
+	var count int64
+	err := row.Scan(&count)
+	return count, err
 }
 
 const TaskDelete = `-- name: TaskDelete :one
@@ -134,10 +141,9 @@ WITH family AS MATERIALIZED (
 ), gone AS (
     DELETE FROM task t WHERE t.id = $1::uuid AND t.finished_at IS NOT NULL AND (SELECT count(*) FROM family) > 0
     RETURNING t.id
-), roles AS (
-    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text
 )
-SELECT EXISTS (SELECT FROM gone)::bool AS deleted FROM family f WHERE f.id = $1::uuid
+SELECT (g.id IS NOT NULL AND task_disown(ARRAY[g.id]) >= 0)::bool AS deleted
+FROM family f LEFT JOIN gone g ON g.id = f.id WHERE f.id = $1::uuid
 `
 
 // Deletes a task that is final, with the roles on it. The foreign key takes the parent from its children: all are locked in
@@ -156,6 +162,8 @@ SELECT task_dispatch($1::uuid, $2, $3::uuid, $4, ($5::text)::json,
     $13::uuid[], $14::int[], $15::text[], $16::text[], $17::uuid[], $18::int[],
     $19::bool[], $20::bool[], $21::timestamptz[],
     $22::int[], $23::text[], $24::bool[], $25)::text AS placed
+FROM (SELECT CASE WHEN $3::uuid IS NOT NULL OR cardinality($26::int[]) > 0
+    THEN task_own($13::uuid[], $3::uuid, $26::int[]) END) roles
 `
 
 type TaskDispatchParams struct {
@@ -184,10 +192,11 @@ type TaskDispatchParams struct {
 	Resources     []string
 	Exclusives    []bool
 	Impatient     bool
+	Owners        []int32
 }
 
 // Inserts tasks and queues them: see the function, which takes the locks of their resources. A row is the
-// text of a record: see TaskTurn.
+// text of a record: see TaskTurn. Tasks that belong to somebody, or may, as children of tasks do, get their roles first.
 func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchParams) ([]string, error) {
 	rows, err := db.Query(ctx, TaskDispatch,
 		arg.Dispatcher,
@@ -215,6 +224,7 @@ func (q *Queries) TaskDispatch(ctx context.Context, db DBTX, arg TaskDispatchPar
 		arg.Resources,
 		arg.Exclusives,
 		arg.Impatient,
+		arg.Owners,
 	)
 	if err != nil {
 		return nil, err
@@ -350,13 +360,11 @@ WITH page AS (
 ), gone AS (
     DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
     RETURNING t.id
-), roles AS (
-    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text RETURNING 1
 )
 SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last,
     (SELECT count(*) FROM progress_report r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS reports,
     (SELECT count(*) FROM created_resource r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS created,
-    (SELECT count(*) FROM roles)::int AS roles
+    task_disown(ARRAY(SELECT g.id FROM gone g))::int AS roles
 `
 
 type TaskPurgeParams struct {

@@ -39,52 +39,6 @@ func (q *Queries) TaskGroupCreate(ctx context.Context, db DBTX, arg TaskGroupCre
 	return err
 }
 
-const TaskGroupGet = `-- name: TaskGroupGet :one
-SELECT g.id, g.description, g.all_tasks_dispatched, g.created_at,
-    count(t.id) FILTER (WHERE t.state = 'waiting')::int AS waiting,
-    count(t.id) FILTER (WHERE t.state = 'skipped')::int AS skipped,
-    count(t.id) FILTER (WHERE t.state = 'running')::int AS running,
-    count(t.id) FILTER (WHERE t.state = 'completed')::int AS completed,
-    count(t.id) FILTER (WHERE t.state = 'canceled')::int AS canceled,
-    count(t.id) FILTER (WHERE t.state = 'failed')::int AS failed,
-    count(t.id) FILTER (WHERE t.state = 'canceling')::int AS canceling
-FROM task_group g LEFT JOIN task t ON t.task_group = g.id
-WHERE g.id = $1::uuid GROUP BY g.id
-`
-
-type TaskGroupGetRow struct {
-	ID                 pgtype.UUID
-	Description        string
-	AllTasksDispatched bool
-	CreatedAt          pgtype.Timestamptz
-	Waiting            int32
-	Skipped            int32
-	Running            int32
-	Completed          int32
-	Canceled           int32
-	Failed             int32
-	Canceling          int32
-}
-
-func (q *Queries) TaskGroupGet(ctx context.Context, db DBTX, id pgtype.UUID) (TaskGroupGetRow, error) {
-	row := db.QueryRow(ctx, TaskGroupGet, id)
-	var i TaskGroupGetRow
-	err := row.Scan(
-		&i.ID,
-		&i.Description,
-		&i.AllTasksDispatched,
-		&i.CreatedAt,
-		&i.Waiting,
-		&i.Skipped,
-		&i.Running,
-		&i.Completed,
-		&i.Canceled,
-		&i.Failed,
-		&i.Canceling,
-	)
-	return i, err
-}
-
 const TaskGroupPermitted = `-- name: TaskGroupPermitted :one
 SELECT count(*)::int AS tasks,
     count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($2::text[])
@@ -120,6 +74,66 @@ func (q *Queries) TaskGroupPermitted(ctx context.Context, db DBTX, arg TaskGroup
 	return i, err
 }
 
+const TaskGroupRead = `-- name: TaskGroupRead :many
+SELECT g.id, g.description, g.all_tasks_dispatched, g.created_at,
+    count(t.id) FILTER (WHERE t.state = 'waiting')::int AS waiting,
+    count(t.id) FILTER (WHERE t.state = 'skipped')::int AS skipped,
+    count(t.id) FILTER (WHERE t.state = 'running')::int AS running,
+    count(t.id) FILTER (WHERE t.state = 'completed')::int AS completed,
+    count(t.id) FILTER (WHERE t.state = 'canceled')::int AS canceled,
+    count(t.id) FILTER (WHERE t.state = 'failed')::int AS failed,
+    count(t.id) FILTER (WHERE t.state = 'canceling')::int AS canceling
+FROM task_group g LEFT JOIN task t ON t.task_group = g.id
+WHERE g.id = ANY ($1::uuid[]) GROUP BY g.id
+`
+
+type TaskGroupReadRow struct {
+	ID                 pgtype.UUID
+	Description        string
+	AllTasksDispatched bool
+	CreatedAt          pgtype.Timestamptz
+	Waiting            int32
+	Skipped            int32
+	Running            int32
+	Completed          int32
+	Canceled           int32
+	Failed             int32
+	Canceling          int32
+}
+
+// These groups, with how many of their tasks are in which state.
+func (q *Queries) TaskGroupRead(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskGroupReadRow, error) {
+	rows, err := db.Query(ctx, TaskGroupRead, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskGroupReadRow
+	for rows.Next() {
+		var i TaskGroupReadRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Description,
+			&i.AllTasksDispatched,
+			&i.CreatedAt,
+			&i.Waiting,
+			&i.Skipped,
+			&i.Running,
+			&i.Completed,
+			&i.Canceled,
+			&i.Failed,
+			&i.Canceling,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const TaskGroupUnfinished = `-- name: TaskGroupUnfinished :many
 SELECT t.id FROM task t WHERE t.task_group = $1::uuid AND t.state IN ('waiting', 'running') AND t.id > $2::uuid
 ORDER BY t.id LIMIT $3::int
@@ -152,12 +166,13 @@ func (q *Queries) TaskGroupUnfinished(ctx context.Context, db DBTX, arg TaskGrou
 	return items, nil
 }
 
-const TaskOfGroup = `-- name: TaskOfGroup :many
-SELECT t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
-FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = $1::uuid ORDER BY t.id
+const TaskOfGroups = `-- name: TaskOfGroups :many
+SELECT t.task_group, t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
+FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = ANY ($1::uuid[]) ORDER BY t.id
 `
 
-type TaskOfGroupRow struct {
+type TaskOfGroupsRow struct {
+	TaskGroup   pgtype.UUID
 	ID          pgtype.UUID
 	State       string
 	Name        string
@@ -167,17 +182,18 @@ type TaskOfGroupRow struct {
 	FinishedAt  pgtype.Timestamptz
 }
 
-// The tasks of a group, by age.
-func (q *Queries) TaskOfGroup(ctx context.Context, db DBTX, taskGroup pgtype.UUID) ([]TaskOfGroupRow, error) {
-	rows, err := db.Query(ctx, TaskOfGroup, taskGroup)
+// The tasks of these groups, by age.
+func (q *Queries) TaskOfGroups(ctx context.Context, db DBTX, taskGroups []pgtype.UUID) ([]TaskOfGroupsRow, error) {
+	rows, err := db.Query(ctx, TaskOfGroups, taskGroups)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []TaskOfGroupRow
+	var items []TaskOfGroupsRow
 	for rows.Next() {
-		var i TaskOfGroupRow
+		var i TaskOfGroupsRow
 		if err := rows.Scan(
+			&i.TaskGroup,
 			&i.ID,
 			&i.State,
 			&i.Name,

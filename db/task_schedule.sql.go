@@ -23,6 +23,22 @@ func (q *Queries) Now(ctx context.Context, db DBTX) (pgtype.Timestamptz, error) 
 	return column_1, err
 }
 
+const TaskScheduleDelete = `-- name: TaskScheduleDelete :execrows
+WITH roles AS (
+    DELETE FROM user_role r WHERE r.model = 'core.taskschedule' AND r.object = ($1::uuid)::text
+)
+DELETE FROM task_schedule s WHERE s.id = $1::uuid
+`
+
+// Deletes a schedule by its id, with the roles on it: one that has replaced it meanwhile, and those on that, stay.
+func (q *Queries) TaskScheduleDelete(ctx context.Context, db DBTX, id pgtype.UUID) (int64, error) {
+	result, err := db.Exec(ctx, TaskScheduleDelete, id)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const TaskScheduleDue = `-- name: TaskScheduleDue :many
 SELECT s.id, s.name, s.task_name, s.args, s.exclusive, s.shared, s.priority, s.cron, s.next_dispatch,
     now()::timestamptz AS now,
@@ -145,18 +161,6 @@ func (q *Queries) TaskScheduleList(ctx context.Context, db DBTX, arg TaskSchedul
 	return items, nil
 }
 
-const TaskScheduleNamed = `-- name: TaskScheduleNamed :one
-SELECT EXISTS (SELECT FROM task_schedule WHERE name = $1::text)::bool
-`
-
-// Whether there is a schedule of this name.
-func (q *Queries) TaskScheduleNamed(ctx context.Context, db DBTX, name string) (bool, error) {
-	row := db.QueryRow(ctx, TaskScheduleNamed, name)
-	var column_1 bool
-	err := row.Scan(&column_1)
-	return column_1, err
-}
-
 const TaskScheduleRead = `-- name: TaskScheduleRead :many
 SELECT s.id, s.name, s.task_name, s.next_dispatch, s.last_task, s.created_at,
     coalesce(extract(epoch FROM s.dispatch_interval), 0)::float8 AS interval_seconds
@@ -223,7 +227,7 @@ WITH saved AS (
     ON CONFLICT (name) DO UPDATE SET id = excluded.id, task_name = excluded.task_name, args = excluded.args,
         exclusive = excluded.exclusive, shared = excluded.shared, priority = excluded.priority,
         dispatch_interval = excluded.dispatch_interval, cron = excluded.cron, next_dispatch = excluded.next_dispatch
-        WHERE task_schedule.id <> excluded.id
+        WHERE task_schedule.id <> excluded.id AND $12::bool
     RETURNING id, next_dispatch
 )
 SELECT s.id, s.next_dispatch FROM saved s
@@ -244,6 +248,7 @@ type TaskScheduleSaveParams struct {
 	Cron            pgtype.Text
 	NextDispatch    pgtype.Timestamptz
 	DelaySeconds    float64
+	Replace         bool
 }
 
 type TaskScheduleSaveRow struct {
@@ -251,8 +256,8 @@ type TaskScheduleSaveRow struct {
 	NextDispatch pgtype.Timestamptz
 }
 
-// Adds a schedule, or replaces the one of that name. The id is the caller's and new: sent again, the
-// statement finds it there and changes nothing.
+// Adds a schedule, or replaces the one of that name, if it may. The id is the caller's and new: sent again, the
+// statement finds it there and changes nothing. No row: the name is taken, or was until this ended.
 func (q *Queries) TaskScheduleSave(ctx context.Context, db DBTX, arg TaskScheduleSaveParams) (TaskScheduleSaveRow, error) {
 	row := db.QueryRow(ctx, TaskScheduleSave,
 		arg.ID,
@@ -266,6 +271,7 @@ func (q *Queries) TaskScheduleSave(ctx context.Context, db DBTX, arg TaskSchedul
 		arg.Cron,
 		arg.NextDispatch,
 		arg.DelaySeconds,
+		arg.Replace,
 	)
 	var i TaskScheduleSaveRow
 	err := row.Scan(&i.ID, &i.NextDispatch)

@@ -11,59 +11,34 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-const UserRoleAdd = `-- name: UserRoleAdd :exec
+const UserRoleAssign = `-- name: UserRoleAssign :exec
 INSERT INTO user_role (id, user_id, role, model, object)
-SELECT unnest($1::uuid[]), unnest($2::int[]), unnest($3::text[]), unnest($4::text[]), unnest($5::text[])
-ON CONFLICT (user_id, role, model, object) DO NOTHING
+SELECT n.id, n.user_id, $1::text, $2::text, $3::text
+FROM (SELECT unnest($4::uuid[]) AS id, unnest($5::int[]) AS user_id) n
+WHERE NOT EXISTS (SELECT FROM user_role r WHERE r.id = n.id)
+ORDER BY n.user_id
 `
 
-type UserRoleAddParams struct {
+type UserRoleAssignParams struct {
+	Role    string
+	Model   string
+	Object  string
 	IDs     []pgtype.UUID
 	UserIds []int32
-	Roles   []string
-	Models  []string
-	Objects []string
 }
 
-// Gives users roles; what they have stays.
-func (q *Queries) UserRoleAdd(ctx context.Context, db DBTX, arg UserRoleAddParams) error {
-	_, err := db.Exec(ctx, UserRoleAdd,
+// Gives users a role on an object, or on all: every one of them, or nobody, for the unique constraint fails the statement
+// where one has it. The ids are the caller's and new: sent again, the statement finds them there and changes nothing. Rows
+// come in the order of the users, so that two such statements wait for each other in one order.
+func (q *Queries) UserRoleAssign(ctx context.Context, db DBTX, arg UserRoleAssignParams) error {
+	_, err := db.Exec(ctx, UserRoleAssign,
+		arg.Role,
+		arg.Model,
+		arg.Object,
 		arg.IDs,
 		arg.UserIds,
-		arg.Roles,
-		arg.Models,
-		arg.Objects,
 	)
 	return err
-}
-
-const UserRoleCount = `-- name: UserRoleCount :one
-SELECT count(*)::int FROM user_role WHERE user_id = $1::int
-`
-
-func (q *Queries) UserRoleCount(ctx context.Context, db DBTX, userID int32) (int32, error) {
-	row := db.QueryRow(ctx, UserRoleCount, userID)
-	var column_1 int32
-	err := row.Scan(&column_1)
-	return column_1, err
-}
-
-const UserRoleDrop = `-- name: UserRoleDrop :execrows
-DELETE FROM user_role WHERE model = $1::text AND object = ANY ($2::text[])
-`
-
-type UserRoleDropParams struct {
-	Model   string
-	Objects []string
-}
-
-// Deletes all roles on objects that are gone.
-func (q *Queries) UserRoleDrop(ctx context.Context, db DBTX, arg UserRoleDropParams) (int64, error) {
-	result, err := db.Exec(ctx, UserRoleDrop, arg.Model, arg.Objects)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
 }
 
 const UserRoleHeld = `-- name: UserRoleHeld :many
@@ -98,41 +73,78 @@ func (q *Queries) UserRoleHeld(ctx context.Context, db DBTX, arg UserRoleHeldPar
 	return items, nil
 }
 
-const UserRoleList = `-- name: UserRoleList :many
-SELECT id, user_id, role, model, object, created_at FROM user_role WHERE user_id = $1::int AND ($2::uuid IS NULL OR id = $2::uuid)
-ORDER BY created_at DESC, id LIMIT $4::int OFFSET $3::int
+const UserRoleHeldOn = `-- name: UserRoleHeldOn :many
+SELECT o.object::text FROM unnest($1::text[]) o (object)
+WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $2::int AND r.role = ANY ($3::text[])
+    AND (r.model = '' OR (r.model = $4::text AND r.object = o.object)))
 `
 
-type UserRoleListParams struct {
-	UserID int32
-	ID     pgtype.UUID
-	Skip   int32
-	Most   int32
+type UserRoleHeldOnParams struct {
+	Objects []string
+	UserID  int32
+	Roles   []string
+	Model   string
 }
 
-// The roles of a user, or one of them, the latest first.
-func (q *Queries) UserRoleList(ctx context.Context, db DBTX, arg UserRoleListParams) ([]UserRole, error) {
-	rows, err := db.Query(ctx, UserRoleList,
+// Those of these objects on which a user has one of these roles.
+func (q *Queries) UserRoleHeldOn(ctx context.Context, db DBTX, arg UserRoleHeldOnParams) ([]string, error) {
+	rows, err := db.Query(ctx, UserRoleHeldOn,
+		arg.Objects,
 		arg.UserID,
-		arg.ID,
-		arg.Skip,
-		arg.Most,
+		arg.Roles,
+		arg.Model,
 	)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []UserRole
+	var items []string
 	for rows.Next() {
-		var i UserRole
-		if err := rows.Scan(
-			&i.ID,
-			&i.UserID,
-			&i.Role,
-			&i.Model,
-			&i.Object,
-			&i.CreatedAt,
-		); err != nil {
+		var o_object string
+		if err := rows.Scan(&o_object); err != nil {
+			return nil, err
+		}
+		items = append(items, o_object)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const UserRoleHolders = `-- name: UserRoleHolders :many
+SELECT id, user_id FROM user_role
+WHERE user_id = ANY ($1::int[]) AND role = $2::text AND model = $3::text AND object = $4::text
+`
+
+type UserRoleHoldersParams struct {
+	UserIds []int32
+	Role    string
+	Model   string
+	Object  string
+}
+
+type UserRoleHoldersRow struct {
+	ID     pgtype.UUID
+	UserID int32
+}
+
+// Those of these users who have a role on an object, or on all.
+func (q *Queries) UserRoleHolders(ctx context.Context, db DBTX, arg UserRoleHoldersParams) ([]UserRoleHoldersRow, error) {
+	rows, err := db.Query(ctx, UserRoleHolders,
+		arg.UserIds,
+		arg.Role,
+		arg.Model,
+		arg.Object,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []UserRoleHoldersRow
+	for rows.Next() {
+		var i UserRoleHoldersRow
+		if err := rows.Scan(&i.ID, &i.UserID); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -187,44 +199,82 @@ func (q *Queries) UserRoleOfObjects(ctx context.Context, db DBTX, arg UserRoleOf
 	return items, nil
 }
 
-const UserRoleRemove = `-- name: UserRoleRemove :execrows
-DELETE FROM user_role WHERE id = $1::uuid AND user_id = $2::int
+const UserRoleRead = `-- name: UserRoleRead :many
+SELECT id, user_id, role, model, object, created_at FROM user_role WHERE user_id = $1::int AND id = ANY ($2::uuid[])
 `
 
-type UserRoleRemoveParams struct {
+type UserRoleReadParams struct {
+	UserID int32
+	IDs    []pgtype.UUID
+}
+
+// Roles of a user.
+func (q *Queries) UserRoleRead(ctx context.Context, db DBTX, arg UserRoleReadParams) ([]UserRole, error) {
+	rows, err := db.Query(ctx, UserRoleRead, arg.UserID, arg.IDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []UserRole
+	for rows.Next() {
+		var i UserRole
+		if err := rows.Scan(
+			&i.ID,
+			&i.UserID,
+			&i.Role,
+			&i.Model,
+			&i.Object,
+			&i.CreatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const UserRoleRemove = `-- name: UserRoleRemove :execrows
+DELETE FROM user_role WHERE id = ANY ($1::uuid[])
+`
+
+// Takes roles from users. 0 rows: somebody was faster, or an earlier send.
+func (q *Queries) UserRoleRemove(ctx context.Context, db DBTX, ids []pgtype.UUID) (int64, error) {
+	result, err := db.Exec(ctx, UserRoleRemove, ids)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const UserRoleUsers = `-- name: UserRoleUsers :many
+SELECT id, user_id FROM user_role WHERE id = ANY ($1::uuid[])
+`
+
+type UserRoleUsersRow struct {
 	ID     pgtype.UUID
 	UserID int32
 }
 
-func (q *Queries) UserRoleRemove(ctx context.Context, db DBTX, arg UserRoleRemoveParams) (int64, error) {
-	result, err := db.Exec(ctx, UserRoleRemove, arg.ID, arg.UserID)
+// Whose these roles are.
+func (q *Queries) UserRoleUsers(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]UserRoleUsersRow, error) {
+	rows, err := db.Query(ctx, UserRoleUsers, ids)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return result.RowsAffected(), nil
-}
-
-const UserRoleTake = `-- name: UserRoleTake :execrows
-DELETE FROM user_role WHERE model = $1::text AND object = $2::text AND role = $3::text AND user_id = ANY ($4::int[])
-`
-
-type UserRoleTakeParams struct {
-	Model   string
-	Object  string
-	Role    string
-	UserIds []int32
-}
-
-// Takes a role on an object from users.
-func (q *Queries) UserRoleTake(ctx context.Context, db DBTX, arg UserRoleTakeParams) (int64, error) {
-	result, err := db.Exec(ctx, UserRoleTake,
-		arg.Model,
-		arg.Object,
-		arg.Role,
-		arg.UserIds,
-	)
-	if err != nil {
-		return 0, err
+	defer rows.Close()
+	var items []UserRoleUsersRow
+	for rows.Next() {
+		var i UserRoleUsersRow
+		if err := rows.Scan(&i.ID, &i.UserID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
-	return result.RowsAffected(), nil
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

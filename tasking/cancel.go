@@ -80,21 +80,48 @@ func (c *Client) CloseGroup(ctx context.Context, id uuid.UUID) error {
 
 // GetGroup reads a group, or returns ErrNotFound.
 func (c *Client) GetGroup(ctx context.Context, id uuid.UUID) (Group, error) {
-	return send(ctx, "read task group "+id.String(), func(ctx context.Context) (Group, error) {
-		r, err := c.q.TaskGroupGet(ctx, c.db, pgUUID(id))
+	found, err := c.GetGroups(ctx, id)
+	switch {
+	case err != nil:
+		return Group{}, fmt.Errorf("read task group %s: %w", id, err)
+	case len(found) == 0:
+		return Group{}, fmt.Errorf("read task group %s: %w", id, ErrNotFound)
+	}
+	return found[0], nil
+}
+
+// GetGroups reads those of these groups that exist, in this order, as GetGroup does.
+func (c *Client) GetGroups(ctx context.Context, ids ...uuid.UUID) ([]Group, error) {
+	return send(ctx, "read task groups", func(ctx context.Context) ([]Group, error) {
+		keys := pgUUIDs(ids)
+		rows, err := c.q.TaskGroupRead(ctx, c.db, keys)
+		if err != nil || len(rows) == 0 {
+			return nil, err
+		}
+		found := make(map[uuid.UUID]*Group, len(rows))
+		for _, r := range rows {
+			found[r.ID.Bytes] = &Group{
+				ID: r.ID.Bytes, Description: r.Description, AllTasksDispatched: r.AllTasksDispatched, CreatedAt: r.CreatedAt.Time.UTC(),
+				Waiting: int(r.Waiting), Skipped: int(r.Skipped), Running: int(r.Running), Completed: int(r.Completed),
+				Canceled: int(r.Canceled), Failed: int(r.Failed), Canceling: int(r.Canceling),
+			}
+		}
+		sums, err := c.q.ProgressReportSum(ctx, c.db, keys)
 		if err != nil {
-			return Group{}, err
+			return nil, err
 		}
-		g := Group{
-			ID: id, Description: r.Description, AllTasksDispatched: r.AllTasksDispatched, CreatedAt: r.CreatedAt.Time.UTC(),
-			Waiting: int(r.Waiting), Skipped: int(r.Skipped), Running: int(r.Running), Completed: int(r.Completed),
-			Canceled: int(r.Canceled), Failed: int(r.Failed), Canceling: int(r.Canceling),
-		}
-		sums, err := c.q.ProgressReportSum(ctx, c.db, pgUUID(id))
 		for _, s := range sums {
-			g.Progress = append(g.Progress, Report{Message: s.Message, Code: s.Code, Total: &s.Total, Done: s.Done, Suffix: s.Suffix.String})
+			if g := found[s.TaskGroup.Bytes]; g != nil {
+				g.Progress = append(g.Progress, Report{Message: s.Message, Code: s.Code, Total: &s.Total, Done: s.Done, Suffix: s.Suffix.String})
+			}
 		}
-		return g, err
+		list := make([]Group, 0, len(found))
+		for _, id := range ids {
+			if g := found[id]; g != nil {
+				list = append(list, *g)
+			}
+		}
+		return list, nil
 	})
 }
 
@@ -148,7 +175,8 @@ func (c *Client) Purge(ctx context.Context, finishedBefore time.Time, states ...
 // Purge says which tasks are to be purged.
 type Purge struct {
 	FinishedBefore time.Time `json:"finished_before"`
-	States         []State   `json:"states"`
+	// States of the tasks, all final; nil is an error, and none at all purge nothing.
+	States []State `json:"states"`
 	// Owner is the id of a user of the REST API: only tasks that the user owns are purged. Default: all.
 	Owner int `json:"owner,omitempty"`
 }
@@ -167,8 +195,11 @@ func (c *Client) Purging(ctx context.Context, p Purge) iter.Seq2[Purged, error] 
 			}
 			in = append(in, string(s))
 		}
-		if len(in) == 0 {
+		switch {
+		case p.States == nil:
 			yield(Purged{}, fmt.Errorf("purge: %w", invalid("no states are named")))
+			return
+		case len(in) == 0:
 			return
 		}
 		slices.Sort(in)

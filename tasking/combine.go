@@ -359,6 +359,12 @@ func merged(qs []question) db.TaskDispatchParams {
 		all.Kinds = append(all.Kinds, int32(kind+1))
 		all.IDs = append(all.IDs, p.IDs...)
 		all.Arguments = append(all.Arguments, p.Arguments...)
+		if p.Owners != nil && all.Owners == nil {
+			all.Owners = make([]int32, i+1) // nobody
+		}
+		if all.Owners != nil {
+			all.Owners = append(all.Owners, ownerOf(p))
+		}
 		all.Cids = append(all.Cids, p.Cids...)
 		all.Groups = append(all.Groups, p.Groups...)
 		all.Priorities = append(all.Priorities, p.Priorities...)
@@ -372,6 +378,14 @@ func merged(qs []question) db.TaskDispatchParams {
 		all.Exclusives = append(all.Exclusives, p.Exclusives...)
 	}
 	return all
+}
+
+// ownerOf is the owner of the one task of a dispatch, 0 if it has none.
+func ownerOf(p *db.TaskDispatchParams) int32 {
+	if p.Owners == nil {
+		return 0
+	}
+	return p.Owners[0]
 }
 
 // An end is that of an attempt.

@@ -356,6 +356,12 @@ func (c *Client) prepare(by caller, rs []Request) (db.TaskDispatchParams, error)
 		p.IDs = append(p.IDs, pgUUID(id))
 		p.Kinds = append(p.Kinds, kind)
 		p.Arguments = append(p.Arguments, string(args))
+		if r.Owner != 0 && p.Owners == nil {
+			p.Owners = make([]int32, i, n) // nobody
+		}
+		if p.Owners != nil {
+			p.Owners = append(p.Owners, int32(r.Owner))
+		}
 		p.Cids = append(p.Cids, correlationID(r.CorrelationID, by.correlationID))
 		group := r.Group
 		if group == nil {

@@ -316,6 +316,18 @@ var durableSteps = []struct {
 				}
 			}
 	}},
+	{"add a schedule", "TaskScheduleSave", "task_schedule", func(h *harness, pool *pgxpool.Pool) (func(context.Context) error, func()) {
+		c := h.client(pool, tasking.Config{})
+		id := uuid.Must(uuid.NewV7())
+		return func(ctx context.Context) error {
+				_, err := c.AddSchedule(ctx, tasking.Schedule{ID: id, Name: "s", Task: "test.plain", Interval: time.Hour})
+				return err
+			}, func() {
+				if got := one[uuid.UUID](h, "SELECT id FROM task_schedule"); got != id {
+					h.t.Errorf("asked for %s, is %s", id, got)
+				}
+			}
+	}},
 	{"remove a schedule", "TaskScheduleRemove", "task_schedule", func(h *harness, pool *pgxpool.Pool) (func(context.Context) error, func()) {
 		h.schedule(tasking.Schedule{Name: "s", Task: "test.plain", Interval: time.Hour})
 		c := h.client(pool, tasking.Config{})

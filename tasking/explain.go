@@ -135,6 +135,20 @@ func (c *Client) Explain(ctx context.Context, id uuid.UUID) (Explanation, error)
 	return e, nil
 }
 
+// Redact hides the holders for which hide answers true: in their places Holder, HolderName and Worker are zero, and Why tells
+// of the resource and how many are ahead alone.
+func (e *Explanation) Redact(hide func(holder uuid.UUID) bool) {
+	before := waitsFor(e.Places)
+	for i := range e.Places {
+		if p := &e.Places[i]; hide(p.Holder) {
+			p.Holder, p.HolderName, p.Worker = uuid.Nil, "", ""
+		}
+	}
+	if rest, ok := strings.CutPrefix(e.Why, before); ok {
+		e.Why = waitsFor(e.Places) + rest
+	}
+}
+
 // notQueued tells about a task that has no place in the queues at this time.
 func notQueued(t Task, now time.Time) string {
 	due := t.NotBefore.Format(time.RFC3339)
@@ -155,17 +169,19 @@ func waitsFor(places []Place) string {
 		if p.Granted {
 			continue
 		}
-		mode, by := "shared", p.HolderName+" "+p.Holder.String()
+		mode, by := "shared", fmt.Sprintf(", held by %s %s", p.HolderName, p.Holder)
 		if p.Exclusive {
 			mode = "exclusive"
 		}
 		switch {
+		case p.Holder == uuid.Nil: // hidden
+			by = ""
 		case p.Worker != "" && p.Since != nil:
 			by = fmt.Sprintf("%s, which runs on %s since %s", by, p.Worker, p.Since.Format(time.RFC3339))
 		default:
 			by = fmt.Sprintf("%s, which is %s", by, p.HolderState)
 		}
-		parts = append(parts, fmt.Sprintf("%s (%s, %d ahead), held by %s", p.Resource, mode, p.Ahead, by))
+		parts = append(parts, fmt.Sprintf("%s (%s, %d ahead)%s", p.Resource, mode, p.Ahead, by))
 	}
 	return "It waits for " + strings.Join(parts, "; and for ") + "."
 }

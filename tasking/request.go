@@ -54,6 +54,9 @@ type Options struct {
 	// Diagnostics are the profiles to make of the run, of those that the worker's Config.Diagnostics allows; none of
 	// an immediate task. Default: those of the task that dispatches, else none.
 	Diagnostics []string `json:"diagnostics,omitempty"`
+	// Owner is the number of the user of the REST API who dispatches the task, and gets its roles. Those who have them on a
+	// task that dispatches get them, too. Default: nobody.
+	Owner int `json:"-"`
 }
 
 type invalidError struct{ msg string }

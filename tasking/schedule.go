@@ -27,7 +27,7 @@ const codeNotDue = "PT002"
 // Each due time is dispatched exactly once, by any worker that knows the task type.
 type Schedule struct {
 	ID uuid.UUID `json:"id"`
-	// Name is unique; saving a schedule replaces the one of its name.
+	// Name is unique.
 	Name string `json:"name"`
 	// Task, Args, Exclusive, Shared and Priority are those of the request that is dispatched.
 	Task      string          `json:"task_name"`
@@ -47,51 +47,94 @@ type Schedule struct {
 	LastTask *uuid.UUID `json:"last_task"`
 }
 
-// SaveSchedule adds a schedule, or replaces the one of its name, and returns it with ID and Next.
+// SaveSchedule adds a schedule, or replaces the one of its name, and returns it with a new ID and Next.
 func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error) {
-	what := fmt.Sprintf("save schedule %q", s.Name)
+	id, err := uuid.NewV7()
+	if err != nil {
+		return s, fmt.Errorf("save schedule %q: %w", s.Name, err)
+	}
+	s.ID = id
+	return c.saveSchedule(ctx, "save", s, true)
+}
+
+// AddSchedule adds a schedule, and returns it with Next, or ErrTaken if there is one of its name. An ID that is given must be
+// new; by default it is made.
+func (c *Client) AddSchedule(ctx context.Context, s Schedule) (Schedule, error) {
+	if s.ID == uuid.Nil {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return s, fmt.Errorf("add schedule %q: %w", s.Name, err)
+		}
+		s.ID = id
+	}
+	return c.saveSchedule(ctx, "add", s, false)
+}
+
+// CheckSchedule returns the ErrInvalid that saving or adding a schedule would return. It sends nothing.
+func (c *Client) CheckSchedule(s Schedule) error {
+	if _, err := c.prepareSchedule(s); err != nil {
+		return fmt.Errorf("schedule %q: %w", s.Name, err)
+	}
+	return nil
+}
+
+// prepareSchedule checks a schedule and lays it out, but for a first due time that is as Cron says.
+func (c *Client) prepareSchedule(s Schedule) (p db.TaskScheduleSaveParams, err error) {
 	_, ok := c.cfg.Registry.types[s.Task]
 	switch {
 	case s.Name == "" || len(s.Name) > 255:
-		return s, fmt.Errorf("save schedule: %w", invalid("a name of 1 to 255 bytes is required"))
+		return p, invalid("a name of 1 to 255 bytes is required")
 	case !utf8.ValidString(s.Name) || strings.ContainsRune(s.Name, 0):
-		return s, fmt.Errorf("%s: %w", what, invalid("a name must be UTF-8 without zero bytes"))
+		return p, invalid("a name must be UTF-8 without zero bytes")
 	case !ok:
-		return s, fmt.Errorf("%s: %q: %w", what, s.Task, ErrUnknownType)
+		return p, fmt.Errorf("%q: %w", s.Task, ErrUnknownType)
 	case s.Interval != 0 && s.Cron != "":
-		return s, fmt.Errorf("%s: %w", what, invalid("interval and cron expression exclude each other"))
+		return p, invalid("interval and cron expression exclude each other")
 	case s.Interval != 0 && s.Interval < time.Second:
-		return s, fmt.Errorf("%s: %w", what, invalid("interval %s: at least a second is needed", s.Interval))
+		return p, invalid("interval %s: at least a second is needed", s.Interval)
 	case s.Delay < 0:
-		return s, fmt.Errorf("%s: %w", what, invalid("delay %s is negative", s.Delay))
+		return p, invalid("delay %s is negative", s.Delay)
+	}
+	if s.Cron != "" {
+		// Whether it is ever due does not depend on the clock.
+		if _, err := cronNext(s.Cron, time.Now()); err != nil {
+			return p, err
+		}
 	}
 	if s.Args == nil {
 		s.Args = json.RawMessage("null")
 	}
 	if err := s.request().validate(); err != nil {
-		return s, fmt.Errorf("%s: %w", what, err)
+		return p, err
 	}
 	args, err := encodeArgs(s.Args)
+	if err == nil { // each dispatch would refuse what is reserved
+		args, err = withDiagnostics(args, nil)
+	}
 	if err == nil {
 		args, err = c.keys.seal(args)
 	}
-	if err != nil {
-		return s, fmt.Errorf("%s: %w", what, err)
-	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return s, fmt.Errorf("%s: %w", what, err)
-	}
-	p := db.TaskScheduleSaveParams{
-		ID: pgUUID(id), Name: s.Name, TaskName: s.Task, Args: string(args), Priority: int32(s.Priority),
+	p = db.TaskScheduleSaveParams{
+		ID: pgUUID(s.ID), Name: s.Name, TaskName: s.Task, Args: string(args), Priority: int32(s.Priority),
 		Exclusive: append([]string{}, s.Exclusive...), Shared: append([]string{}, s.Shared...), DelaySeconds: s.Delay.Seconds(),
 		IntervalSeconds: pgtype.Float8{Float64: s.Interval.Seconds(), Valid: s.Interval > 0},
 		Cron:            pgtype.Text{String: s.Cron, Valid: s.Cron != ""},
 	}
-	switch {
-	case s.Next != nil:
+	if s.Next != nil {
 		p.NextDispatch = pgtype.Timestamptz{Time: *s.Next, Valid: true}
-	case s.Cron != "" && s.Delay == 0:
+	}
+	return p, err
+}
+
+// saveSchedule saves a schedule under its id, in place of one of its name only if it may replace that.
+func (c *Client) saveSchedule(ctx context.Context, verb string, s Schedule, replace bool) (Schedule, error) {
+	what := fmt.Sprintf("%s schedule %q", verb, s.Name)
+	p, err := c.prepareSchedule(s)
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", what, err)
+	}
+	p.Replace = replace
+	if s.Cron != "" && s.Next == nil && s.Delay == 0 {
 		now, err := send(ctx, what, func(ctx context.Context) (pgtype.Timestamptz, error) { return c.q.Now(ctx, c.db) })
 		if err != nil {
 			return s, err
@@ -101,16 +144,15 @@ func (c *Client) SaveSchedule(ctx context.Context, s Schedule) (Schedule, error)
 			return s, fmt.Errorf("%s: %w", what, err)
 		}
 		p.NextDispatch = pgtype.Timestamptz{Time: next, Valid: true}
-	case s.Cron != "":
-		if _, err := cronNext(s.Cron, time.Now()); err != nil {
-			return s, fmt.Errorf("%s: %w", what, err)
-		}
 	}
 	row, err := send(ctx, what, func(ctx context.Context) (db.TaskScheduleSaveRow, error) {
 		row, err := c.q.TaskScheduleSave(ctx, c.db, p)
 		if errors.Is(err, pgx.ErrNoRows) {
-			// An earlier send was under way, and has been committed since this one began.
-			return c.q.TaskScheduleSave(ctx, c.db, p)
+			// An earlier send was under way, and has been committed since this one began; or another schedule has the name.
+			row, err = c.q.TaskScheduleSave(ctx, c.db, p)
+		}
+		if errors.Is(err, pgx.ErrNoRows) && !replace {
+			err = ErrTaken
 		}
 		return row, err
 	})

@@ -282,6 +282,83 @@ func TestSchedulesAreReplacedByNameAndRemoved(t *testing.T) {
 	}
 }
 
+func TestAddedScheduleReplacesNone(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	id := uuid.Must(uuid.NewV7())
+	first, err := h.c.AddSchedule(t.Context(), tasking.Schedule{ID: id, Name: "s", Task: "test.plain", Interval: time.Hour})
+	if err != nil || first.ID != id || first.Next == nil {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	for _, second := range []tasking.Schedule{{}, {ID: uuid.Must(uuid.NewV7())}, {Cron: "0 0 * * *"}} {
+		second.Name, second.Task = "s", "test.retried"
+		if _, err := h.c.AddSchedule(t.Context(), second); !errors.Is(err, tasking.ErrTaken) || !strings.Contains(err.Error(), `"s"`) {
+			t.Errorf("%+v: %v", second, err)
+		}
+	}
+	if got := h.scheduled("s"); got.ID != id || got.Task != "test.plain" || got.Interval != time.Hour || got.Cron != "" {
+		t.Errorf("it became %+v", got)
+	}
+	if other, err := h.c.AddSchedule(t.Context(), tasking.Schedule{Name: "t", Task: "test.plain"}); err != nil || other.ID == uuid.Nil || h.scheduled("t").ID != other.ID {
+		t.Errorf("another one: %+v, %v", other, err)
+	}
+	// Saving replaces what was added.
+	if saved := h.schedule(tasking.Schedule{ID: id, Name: "s", Task: "test.retried"}); saved.ID == id || h.scheduled("s").ID != saved.ID {
+		t.Errorf("saved as %+v", saved)
+	}
+}
+
+func TestScheduleThatAnEarlierSendIsAddingIsAdded(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	s := tasking.Schedule{ID: uuid.Must(uuid.NewV7()), Name: "s", Task: "test.plain", Interval: time.Hour}
+	// It stands for a send whose connection broke, and that the server still works at.
+	tx, err := h.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "INSERT INTO task_schedule (id, name, task_name, args) VALUES ($1, $2, $3, 'null')", s.ID, s.Name, s.Task); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := h.c.AddSchedule(t.Context(), s)
+		done <- err
+	}()
+	h.untilBlocked()
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := h.scheduled("s").ID; got != s.ID {
+		t.Errorf("added under %s, is %s", s.ID, got)
+	}
+}
+
+func TestOneOfManyWhoAddAScheduleAtOnceDoes(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var wg sync.WaitGroup
+	added := make(chan uuid.UUID, 12)
+	for range cap(added) {
+		wg.Go(func() {
+			s, err := h.c.AddSchedule(t.Context(), tasking.Schedule{Name: "s", Task: "test.plain", Interval: time.Hour})
+			if err == nil {
+				added <- s.ID
+			} else if !errors.Is(err, tasking.ErrTaken) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	close(added)
+	if id := h.scheduled("s").ID; len(added) != 1 || <-added != id {
+		t.Errorf("%d more were told that they added it; it is %s", len(added), id)
+	}
+}
+
 func TestScheduleRoundTrips(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
@@ -301,6 +378,7 @@ func TestScheduleRoundTrips(t *testing.T) {
 func TestSchedulesThatCanNeverRunAreRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
+	later := time.Now().Add(time.Hour)
 	for _, tt := range []struct {
 		s    tasking.Schedule
 		says string
@@ -321,12 +399,17 @@ func TestSchedulesThatCanNeverRunAreRefused(t *testing.T) {
 		{tasking.Schedule{Name: "s", Task: "test.plain", Exclusive: []string{""}}, "empty"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Priority: 99999}, "99999"},
 		{tasking.Schedule{Name: "s", Task: "test.plain", Args: json.RawMessage("{oops")}, "a syntax error at byte 2"},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Args: json.RawMessage(`{"$diagnostics": ["cpu"], "args": 1}`)}, "$diagnostics"},
+		{tasking.Schedule{Name: "s", Task: "test.plain", Cron: "0 0 31 2 *", Next: &later}, `"0 0 31 2 *" is never due`},
 		{tasking.Schedule{Name: "s\x00", Task: "test.plain"}, `"s\x00"`},
 		{tasking.Schedule{Name: "s\xff", Task: "test.plain"}, `"s\xff"`},
 	} {
-		_, err := h.c.SaveSchedule(t.Context(), tt.s)
-		if !errors.Is(err, tasking.ErrInvalid) || !strings.Contains(fmt.Sprint(err), tt.says) {
-			t.Errorf("%+v: got %v, should be invalid and say %q", tt.s, err, tt.says)
+		_, saved := h.c.SaveSchedule(t.Context(), tt.s)
+		_, added := h.c.AddSchedule(t.Context(), tt.s)
+		for _, err := range []error{saved, added, h.c.CheckSchedule(tt.s)} {
+			if !errors.Is(err, tasking.ErrInvalid) || !strings.Contains(fmt.Sprint(err), tt.says) {
+				t.Errorf("%+v: got %v, should be invalid and say %q", tt.s, err, tt.says)
+			}
 		}
 	}
 	h.wantRows("task_schedule", 0)

@@ -54,6 +54,8 @@ var (
 	ErrLockLost = errors.New("task lock lost")
 	// ErrUnfinished means that a task is not final yet.
 	ErrUnfinished = errors.New("not finished")
+	// ErrTaken: another schedule has the name.
+	ErrTaken = errors.New("the name is taken")
 	// ErrInvalid is wrapped by every error about a request that can never be dispatched.
 	ErrInvalid = errors.New("invalid request")
 	// ErrUnknownType means that the registry has no task type of that name. It wraps ErrInvalid.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func (s *session) open(ctx context.Context) (*pgxpool.Pool, error) {
 	}
 	cfg := pool.Config{NamedStatements: s.cli.Statements == "named"}
 	if !strings.Contains(s.cli.DatabaseURL, "pool_max_conns") {
-		cfg.MaxConns = maxConns // pgx's own default grows with the number of CPUs
+		cfg.MaxConns = cmp.Or(s.conns, maxConns) // pgx's own default grows with the number of CPUs
 	}
 	if s.cli.PasswordLifetime < 0 {
 		return nil, usage("--password-lifetime %s is negative", s.cli.PasswordLifetime)

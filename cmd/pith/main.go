@@ -89,6 +89,8 @@ type session struct {
 	environ  []string
 	color    bool
 	log      *slog.Logger
+	// conns bounds the pool where the database URL does not. Default: maxConns.
+	conns int32
 }
 
 // errUsage is wrapped by errors about the command line.

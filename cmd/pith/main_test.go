@@ -140,7 +140,7 @@ func TestBadInputIsRefusedInOneLine(t *testing.T) {
 		{name: "bad output", args: []string{"workers", "--output=xml"}, code: exitUsage, text: "must be one of"},
 		{name: "bad log level", args: []string{"workers", "--log-level=loud"}, code: exitUsage, text: "log-level"},
 		{name: "bad key", args: []string{"workers", "--args-key=abc"}, code: exitUsage, text: "argument key 1"},
-		{name: "unknown type", args: []string{"task", "dispatch", "no.such.task"}, code: exitUsage, text: `"no.such.task": unknown task type; known are: pulpcore.app.tasks.test.afailing_task`},
+		{name: "unknown type", args: []string{"task", "dispatch", "no.such.task"}, code: exitUsage, text: `"no.such.task": unknown task type; known are: pulpcore.app.tasks.purge.purge, pulpcore.app.tasks.test.afailing_task`},
 		{name: "unknown type, immediate", args: []string{"task", "dispatch", "no.such.task", "--immediate"}, code: exitUsage, text: "unknown task type"},
 		{name: "neither immediate nor deferred", args: []string{"task", "dispatch", dummyTask, "--no-deferred"}, code: exitUsage, text: "neither immediate nor deferred"},
 		{name: "empty resource", args: []string{"task", "dispatch", dummyTask, "--exclusive="}, code: exitUsage, text: "a resource name is empty"},

@@ -24,13 +24,13 @@ import (
 )
 
 // start runs a command as a process of its own.
-func start(t *testing.T, url string, args ...string) (*exec.Cmd, *bytes.Buffer) {
+func start(t *testing.T, url string, args ...string) (*exec.Cmd, *dbtest.Output) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var errOut bytes.Buffer
+	var errOut dbtest.Output
 	cmd := exec.Command(self, args...)
 	cmd.Env, cmd.Stderr = environ(url), &errOut
 	if err := cmd.Start(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/term"
@@ -18,6 +19,9 @@ import (
 	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/tasking"
 )
+
+// apiConns bounds the pool of a process of the API where the URL does not: as many requests ask the database at a time.
+const apiConns = 10
 
 type apiCmd struct {
 	Listen        string        `default:"127.0.0.1:24817" help:"Address and port to serve on; a path with a slash is a Unix socket."`
@@ -33,6 +37,7 @@ type apiCmd struct {
 func (c apiCmd) Run(ctx context.Context, s *session) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
+	s.conns = apiConns
 	p, err := s.connect(ctx)
 	if err != nil {
 		return err
@@ -55,16 +60,28 @@ func (c apiCmd) Run(ctx context.Context, s *session) error {
 			s.log.Info("user created", "username", "admin")
 		}
 	}
-	network := "tcp"
-	if strings.Contains(c.Listen, "/") {
-		network = "unix"
-	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, network, c.Listen)
+	listener, err := listen(ctx, c.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	s.log.Info("api listens", "address", listener.Addr().String())
 	return server.Run(ctx, listener)
+}
+
+// listen listens at an address and port, or at a Unix socket. One that a killed process has left is taken over.
+func listen(ctx context.Context, at string) (net.Listener, error) {
+	if !strings.Contains(at, "/") {
+		return (&net.ListenConfig{}).Listen(ctx, "tcp", at)
+	}
+	if info, err := os.Stat(at); err == nil && info.Mode()&os.ModeSocket != 0 {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", at)
+		if err == nil {
+			_ = conn.Close() // somebody listens: say so below
+		} else if errors.Is(err, syscall.ECONNREFUSED) {
+			_ = os.Remove(at)
+		}
+	}
+	return (&net.ListenConfig{}).Listen(ctx, "unix", at)
 }
 
 type userCmd struct {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -39,14 +38,6 @@ func fetch(ctx context.Context, url, user, password string) (status int, body st
 func TestAPIServesItsUsersAndEndsPolitely(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := probe.Addr().String()
-	if err := probe.Close(); err != nil {
-		t.Fatal(err)
-	}
 	if r := pithIn(t, db.URL, "of alice\n", "user", "add", "alice"); r.code != exitOK {
 		t.Fatal(r.err)
 	}
@@ -55,7 +46,14 @@ func TestAPIServesItsUsersAndEndsPolitely(t *testing.T) {
 	pithIn(t, db.URL, "", "user", "password", "alice").wants(t, exitUsage, "a password is needed")
 	pithIn(t, db.URL, strings.Repeat("x", 73)+"\n", "user", "password", "alice").wants(t, exitFailure, "72 bytes")
 
-	cmd, log := start(t, db.URL, "api", "--listen", address, "--admin-password", "of admin", "--name-template", "api-{pid}")
+	cmd, log := start(t, db.URL, "api", "--listen", "127.0.0.1:0", "--admin-password", "of admin", "--name-template", "api-{pid}")
+	var address string
+	dbtest.Until(t, "the API listens", func(context.Context) (bool, error) {
+		_, said, _ := strings.Cut(log.String(), `"msg":"api listens","address":"`)
+		var ok bool
+		address, _, ok = strings.Cut(said, `"`)
+		return ok, nil
+	})
 	base := "http://" + address + "/pulp/api/v3/"
 	dbtest.Until(t, "the API is online", func(ctx context.Context) (bool, error) {
 		status, body := fetch(ctx, base+"status/", "", "")
@@ -98,6 +96,42 @@ func TestAPIServesItsUsersAndEndsPolitely(t *testing.T) {
 		if strings.Contains(log.String(), secret) {
 			t.Errorf("%q is in the log: %s", secret, log)
 		}
+	}
+}
+
+func TestAPITakesOverTheSocketOfOneThatWasKilled(t *testing.T) {
+	t.Parallel()
+	db := dbtest.New(t)
+	socket := filepath.Join(t.TempDir(), "api.sock")
+	listening := func(log *dbtest.Output) {
+		t.Helper()
+		dbtest.Until(t, "the API listens", func(context.Context) (bool, error) {
+			return strings.Contains(log.String(), "api listens"), nil
+		})
+	}
+	first, log := start(t, db.URL, "api", "--listen", socket)
+	listening(log)
+	pith(t, db.URL, "api", "--listen", socket).wants(t, exitFailure, "address already in use")
+	if err := first.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = first.Wait()
+	second, log := start(t, db.URL, "api", "--listen", socket)
+	listening(log)
+	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Wait(); err != nil {
+		t.Errorf("%v: %s", err, log)
+	}
+	// What is no socket is left alone.
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pith(t, db.URL, "api", "--listen", file).wants(t, exitFailure, "address already in use")
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
 	}
 }
 

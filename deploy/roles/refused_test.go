@@ -25,6 +25,8 @@ var calls = map[string]string{
 		ARRAY[gen_random_uuid()], '{1}', '{null}', '{c}', '{NULL}', '{0}', '{f}', '{t}', '{NULL}', '{}', '{}', '{}', false)`,
 	"task_cancel":           "SELECT task_cancel('{}')",
 	"task_turn":             "SELECT task_turn(NULL, '{}', '{}', 0, false, '{}', '{}', '{}', '{}', '{}', '{}', NULL, true, false, '{}', '{}', '{}', false)",
+	"task_own":              "SELECT task_own('{}', NULL, '{}')",
+	"task_disown":           "SELECT task_disown('{}')",
 	"task_turn_used":        "SELECT task_turn_used('{}', '{}', '{}', NULL, '{}', '{}', 0, false, '{}', '{}', '{}', '{}', '{}', '{}', NULL, true, false, '{}', '{}', '{}', false)",
 	"task_enqueue_due":      "SELECT task_enqueue_due(1)",
 	"task_abandoned_finish": "SELECT task_abandoned_finish(1, '{}')",
@@ -138,16 +140,16 @@ func TestWhatARoleNeedNotDoIsRefused(t *testing.T) {
 		may   []string // of the other statements
 	}{
 		{"reader", nil, nil},
-		{"dispatcher", []string{"task_dispatch", "task_cancel"}, []string{group, closed, schedule, argument, removed}},
+		{"dispatcher", []string{"task_dispatch", "task_cancel", "task_own"}, []string{group, closed, schedule, argument, removed}},
 		{
 			"worker",
-			[]string{"task_dispatch", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat"},
-			[]string{closed, purged, locked, halted, missing, renamed, progress, created, profiled, stripped, entitles},
+			[]string{"task_dispatch", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat", "task_own", "task_disown"},
+			[]string{closed, purged, locked, halted, missing, renamed, progress, created, profiled, entitles},
 		},
 		{"account", nil, []string{secret, hashes, promoted, added, entitled, stripped, entitles}},
 		{
 			"api",
-			[]string{"task_dispatch", "task_cancel", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat"},
+			[]string{"task_dispatch", "task_cancel", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat", "task_own", "task_disown"},
 			slices.DeleteFunc(slices.Clone(every), func(sql string) bool { return sql == lastTask }),
 		},
 	} {

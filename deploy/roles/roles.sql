@@ -110,6 +110,8 @@ BEGIN
             ('task_turn_used',        true,  ARRAY[worker]),
             ('task_enqueue_due',      true,  ARRAY[worker]),
             ('task_abandoned_finish', true,  ARRAY[worker]),
+            ('task_own',              true,  ARRAY[dispatcher, worker]),
+            ('task_disown',           true,  ARRAY[worker]),
             ('app_register',          true,  ARRAY[worker]),
             ('app_beat',              true,  ARRAY[worker]),
             -- Pure ones, in the text of what is read.
@@ -157,8 +159,8 @@ BEGIN
                 'INSERT (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch), '
                 'UPDATE (id, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)', NULL, NULL),
             ('task_usage',       'SELECT', NULL, NULL, NULL),
-            -- Workers purge tasks, and with them the roles on them.
-            ('user_role',        NULL, NULL, 'SELECT, DELETE', 'SELECT, INSERT, DELETE')
+            -- Workers purge what somebody owns; the roles on that are deleted by a function.
+            ('user_role',        NULL, NULL, 'SELECT', 'SELECT, INSERT, DELETE')
         ) t (name, everybody, dispatchers, workers, accounts)
         CROSS JOIN LATERAL (VALUES
             (reader, t.everybody), (dispatcher, t.everybody), (dispatcher, t.dispatchers), (worker, t.everybody), (worker, t.workers),

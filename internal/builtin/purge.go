@@ -54,20 +54,20 @@ func purge(ctx context.Context, run *tasking.Run, args tasking.Purge) (none, err
 			}
 		}
 	}
-	for code, n := range map[string]int{"purge.tasks.total": total, "purge.tasks.error": 0} {
-		report, err := run.Progress(ctx, messages[code], code, int64(n), "")
+	for _, sum := range []struct {
+		code, message string
+		n             int64
+	}{
+		{"purge.tasks.total", "Purged task-related objects in total", int64(total)},
+		{"purge.tasks.error", "Errors while purging tasks", 0}, // an error ends the purge, but clients look for the report
+	} {
+		report, err := run.Progress(ctx, sum.message, sum.code, sum.n, "")
 		if err != nil {
 			return nil, err
 		}
-		if err := errors.Join(report.Add(ctx, int64(n)), report.Complete(ctx)); err != nil {
+		if err := errors.Join(report.Add(ctx, sum.n), report.Complete(ctx)); err != nil {
 			return nil, err
 		}
 	}
 	return nil, nil
-}
-
-// messages are for people.
-var messages = map[string]string{
-	"purge.tasks.total": "Purged task-related objects in total",
-	"purge.tasks.error": "Errors while purging tasks",
 }

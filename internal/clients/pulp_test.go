@@ -140,6 +140,9 @@ func TestPulpReadsTheStatus(t *testing.T) {
 	}
 	r := p.done("status")
 	got := decode[status](t, r.out)
+	for i, v := range got.Versions { // what is after it changes with the document
+		got.Versions[i].Version, _, _ = strings.Cut(v.Version, "+pith.")
+	}
 	slices.SortFunc(got.Workers, func(a, b app) int { return strings.Compare(a.Name, b.Name) })
 	want := status{Workers: []app{{"one@test"}, {"two@test"}}, APIs: []app{{"api@test"}}}
 	want.Versions = append(want.Versions, struct{ Component, Version, Package, Module string }{"core", builtin.Version, "pulpcore", "pulpcore.app"})
@@ -165,7 +168,7 @@ func TestPulpNoticesThatItsDocumentIsOld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(found[0], []byte(strings.ReplaceAll(string(text), builtin.Version, "3.99.0")), 0o600); err != nil {
+	if err := os.WriteFile(found[0], []byte(strings.ReplaceAll(string(text), builtin.Version+"+pith.", builtin.Version+"+other.")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if r := p.done("status"); !strings.Contains(r.err, "Cached api is outdated") {
@@ -734,7 +737,7 @@ func TestPulpDebugsTheDocument(t *testing.T) {
 		Components struct{ Schemas map[string]any }
 	}
 	got := decode[spec](t, openapi("spec"))
-	if !strings.HasPrefix(got.OpenAPI, "3.") || got.Info.Versions["core"] != builtin.Version || got.Paths["{task_href}"] == nil || len(got.Components.Schemas) == 0 {
+	if !strings.HasPrefix(got.OpenAPI, "3.") || !strings.HasPrefix(got.Info.Versions["core"], builtin.Version+"+pith.") || got.Paths["{task_href}"] == nil || len(got.Components.Schemas) == 0 {
 		t.Errorf("document of OpenAPI %s, versions %v, %d paths, %d schemas", got.OpenAPI, got.Info.Versions, len(got.Paths), len(got.Components.Schemas))
 	}
 	ids := decode[[]string](t, openapi("operation-ids"))

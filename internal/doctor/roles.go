@@ -34,7 +34,7 @@ var processes = []process{
 		},
 	},
 	{
-		does: "dispatch and cancel", mark: "task_cancel", functions: []string{"task_cancel", "task_dispatch"},
+		does: "dispatch and cancel", mark: "task_cancel", functions: []string{"task_cancel", "task_dispatch", "task_own"},
 		privileges: slices.Concat(
 			onColumns("task_group INSERT", "id", "description"), onColumns("task_group UPDATE", "all_tasks_dispatched"),
 			onColumns("task_schedule INSERT", "name"), onColumns("task_schedule INSERT", saved...), onColumns("task_schedule UPDATE", saved...),
@@ -43,11 +43,11 @@ var processes = []process{
 	},
 	{
 		does: "run tasks", mark: "task_turn",
-		functions: []string{"app_beat", "app_register", "task_abandoned_finish", "task_dispatch", "task_enqueue_due", "task_turn", "task_turn_used"},
+		functions: []string{"app_beat", "app_register", "task_abandoned_finish", "task_disown", "task_dispatch", "task_enqueue_due", "task_own", "task_turn", "task_turn_used"},
 		privileges: slices.Concat(
 			[]string{
 				"app_status DELETE", "created_resource INSERT", "progress_report INSERT", "task DELETE", "task_profile INSERT",
-				"user_role SELECT", "user_role DELETE",
+				"user_role SELECT",
 			},
 			onColumns("task_profile UPDATE", "data"),
 			// Of some column, so that rows can be locked.

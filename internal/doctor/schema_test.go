@@ -346,8 +346,8 @@ func TestNeededPrivilegesAreThoseThatStatementsUse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(file, "/schema/") && !bytes.Contains(b, []byte("LANGUAGE plpgsql")) {
-			continue // what a migration itself does is its owner's
+		if strings.Contains(file, "/schema/") { // what a migration itself does is its owner's
+			b = bytes.Join(regexp.MustCompile(`(?s)\$\$.*?\$\$`).FindAll(b, -1), []byte("\n"))
 		}
 		text.Write(regexp.MustCompile(`--.*`).ReplaceAll(b, nil))
 	}

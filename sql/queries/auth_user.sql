@@ -6,7 +6,8 @@ SELECT * FROM auth_user WHERE username = @username::text;
 SELECT * FROM auth_user WHERE id = ANY (@ids::int[]);
 
 -- name: UserCreate :one
--- No row: the name is taken. Sent again, the statement finds its own hash, whose salt is new for each user.
+-- No row: the name is taken. Sent again, the statement finds its own password, which no other user has: a hash whose salt
+-- is new, or what is random and no hash.
 WITH made AS (
     INSERT INTO auth_user (username, password, first_name, last_name, email, is_staff, is_active, is_superuser)
     VALUES (@username::text, @password::text, @first_name::text, @last_name::text, @email::text, @is_staff::bool, @is_active::bool, @is_superuser::bool)
@@ -14,7 +15,7 @@ WITH made AS (
 )
 SELECT m.id FROM made m
 UNION ALL
-SELECT u.id FROM auth_user u WHERE u.username = @username::text AND u.password = @password::text AND u.password <> ''
+SELECT u.id FROM auth_user u WHERE u.username = @username::text AND u.password = @password::text
 LIMIT 1;
 
 -- name: UserUpdate :execrows

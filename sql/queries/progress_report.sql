@@ -15,7 +15,7 @@ SELECT p.task_id, p.ordinal, p.message, p.code, p.state::text AS state, p.total,
 FROM progress_report p WHERE p.task_id = ANY (@task_ids::uuid[]) ORDER BY p.task_id, p.ordinal;
 
 -- name: ProgressReportSum :many
--- The reports of a group's tasks added up by message and code.
-SELECT p.message, p.code, p.suffix, coalesce(sum(p.total), 0)::bigint AS total, sum(p.done)::bigint AS done
-FROM progress_report p JOIN task t ON t.id = p.task_id WHERE t.task_group = @id::uuid
-GROUP BY p.message, p.code, p.suffix ORDER BY p.code, p.message;
+-- The reports of the tasks of each of these groups added up by message and code.
+SELECT t.task_group, p.message, p.code, p.suffix, coalesce(sum(p.total), 0)::bigint AS total, sum(p.done)::bigint AS done
+FROM progress_report p JOIN task t ON t.id = p.task_id WHERE t.task_group = ANY (@task_groups::uuid[])
+GROUP BY t.task_group, p.message, p.code, p.suffix ORDER BY p.code, p.message;

@@ -1,12 +1,14 @@
 -- name: TaskDispatch :many
 -- Inserts tasks and queues them: see the function, which takes the locks of their resources. A row is the
--- text of a record: see TaskTurn.
+-- text of a record: see TaskTurn. Tasks that belong to somebody, or may, as children of tasks do, get their roles first.
 SELECT task_dispatch(sqlc.narg(dispatcher)::uuid, @run_here, sqlc.narg(parent)::uuid, @parent_attempt, (@busy::text)::json,
     sqlc.narg(schedule)::uuid, sqlc.narg(schedule_due)::timestamptz, sqlc.narg(schedule_next)::timestamptz,
     @kind_names::text[], @kind_versions::text[], @kind_attempts::int[], (@kind_backoffs::text[])::interval[],
     @ids::uuid[], @kinds::int[], @arguments::text[], @cids::text[], @groups::uuid[], @priorities::int[],
     @immediates::bool[], @deferreds::bool[], @not_befores::timestamptz[],
-    @reserving::int[], @resources::text[], @exclusives::bool[], @impatient)::text AS placed;
+    @reserving::int[], @resources::text[], @exclusives::bool[], @impatient)::text AS placed
+FROM (SELECT CASE WHEN sqlc.narg(parent)::uuid IS NOT NULL OR cardinality(@owners::int[]) > 0
+    THEN task_own(@ids::uuid[], sqlc.narg(parent)::uuid, @owners::int[]) END) roles;
 
 -- name: TaskTurn :many
 -- A worker's one statement: finishes, claims, and tells what else there is; see the function. Locks the
@@ -66,10 +68,9 @@ WITH family AS MATERIALIZED (
 ), gone AS (
     DELETE FROM task t WHERE t.id = @id::uuid AND t.finished_at IS NOT NULL AND (SELECT count(*) FROM family) > 0
     RETURNING t.id
-), roles AS (
-    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text
 )
-SELECT EXISTS (SELECT FROM gone)::bool AS deleted FROM family f WHERE f.id = @id::uuid;
+SELECT (g.id IS NOT NULL AND task_disown(ARRAY[g.id]) >= 0)::bool AS deleted
+FROM family f LEFT JOIN gone g ON g.id = f.id WHERE f.id = @id::uuid;
 
 -- name: TaskList :many
 -- Newest first, by id: a UUIDv7 begins with its time.
@@ -103,13 +104,11 @@ WITH page AS (
 ), gone AS (
     DELETE FROM task t WHERE t.id = ANY (ARRAY(SELECT o.id FROM old o)) AND (SELECT count(*) FROM family) > 0
     RETURNING t.id
-), roles AS (
-    DELETE FROM user_role r USING gone g WHERE r.model = 'core.task' AND r.object = g.id::text RETURNING 1
 )
 SELECT (SELECT count(*) FROM gone)::int AS deleted, (SELECT p.id FROM page p ORDER BY p.id DESC LIMIT 1)::uuid AS last,
     (SELECT count(*) FROM progress_report r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS reports,
     (SELECT count(*) FROM created_resource r WHERE r.task_id IN (SELECT g.id FROM gone g))::int AS created,
-    (SELECT count(*) FROM roles)::int AS roles;
+    task_disown(ARRAY(SELECT g.id FROM gone g))::int AS roles;
 
 -- name: TaskQueuePlaces :many
 -- For explaining: where a task stands in each queue, and who stands first there.
@@ -134,5 +133,9 @@ SELECT count(*)::int FROM task me JOIN task o ON o.state = 'waiting' AND o.block
 WHERE me.id = @id::uuid;
 
 -- name: TaskCount :one
--- How many tasks there are, and how many of them are in other states than completed. It reads the rows of no completed task.
-SELECT (SELECT count(*) FROM task) AS everything, (SELECT count(DISTINCT s.id) FROM api_task_state s) AS rare;
+-- How many tasks there are.
+SELECT count(*) FROM task;
+
+-- name: TaskCompletedCount :one
+-- How many tasks are completed: those that are in no other state. It reads the rows of no completed task.
+SELECT ((SELECT count(*) FROM task) - (SELECT count(DISTINCT s.id) FROM api_task_state s))::bigint;

@@ -2,7 +2,8 @@
 -- A second send of the same id changes nothing.
 INSERT INTO task_group (id, description) VALUES (@id::uuid, @description::text) ON CONFLICT (id) DO NOTHING;
 
--- name: TaskGroupGet :one
+-- name: TaskGroupRead :many
+-- These groups, with how many of their tasks are in which state.
 SELECT g.id, g.description, g.all_tasks_dispatched, g.created_at,
     count(t.id) FILTER (WHERE t.state = 'waiting')::int AS waiting,
     count(t.id) FILTER (WHERE t.state = 'skipped')::int AS skipped,
@@ -12,7 +13,7 @@ SELECT g.id, g.description, g.all_tasks_dispatched, g.created_at,
     count(t.id) FILTER (WHERE t.state = 'failed')::int AS failed,
     count(t.id) FILTER (WHERE t.state = 'canceling')::int AS canceling
 FROM task_group g LEFT JOIN task t ON t.task_group = g.id
-WHERE g.id = @id::uuid GROUP BY g.id;
+WHERE g.id = ANY (@ids::uuid[]) GROUP BY g.id;
 
 -- name: TaskGroupClose :execrows
 -- Marks that all its tasks are dispatched.
@@ -23,10 +24,10 @@ UPDATE task_group SET all_tasks_dispatched = true WHERE id = @id::uuid;
 SELECT t.id FROM task t WHERE t.task_group = @id::uuid AND t.state IN ('waiting', 'running') AND t.id > @after::uuid
 ORDER BY t.id LIMIT @most::int;
 
--- name: TaskOfGroup :many
--- The tasks of a group, by age.
-SELECT t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
-FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = @task_group::uuid ORDER BY t.id;
+-- name: TaskOfGroups :many
+-- The tasks of these groups, by age.
+SELECT t.task_group, t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
+FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = ANY (@task_groups::uuid[]) ORDER BY t.id;
 
 -- name: TaskGroupPermitted :one
 -- How many tasks a group has, and on how many of them a user has one of the roles to view them, and one of these roles.

@@ -1,6 +1,6 @@
 -- name: TaskScheduleSave :one
--- Adds a schedule, or replaces the one of that name. The id is the caller's and new: sent again, the
--- statement finds it there and changes nothing.
+-- Adds a schedule, or replaces the one of that name, if it may. The id is the caller's and new: sent again, the
+-- statement finds it there and changes nothing. No row: the name is taken, or was until this ended.
 WITH saved AS (
     INSERT INTO task_schedule (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)
     VALUES (@id::uuid, @name::text, @task_name::text, (@args::text)::json, @exclusive::text[], @shared::text[], @priority::int,
@@ -9,7 +9,7 @@ WITH saved AS (
     ON CONFLICT (name) DO UPDATE SET id = excluded.id, task_name = excluded.task_name, args = excluded.args,
         exclusive = excluded.exclusive, shared = excluded.shared, priority = excluded.priority,
         dispatch_interval = excluded.dispatch_interval, cron = excluded.cron, next_dispatch = excluded.next_dispatch
-        WHERE task_schedule.id <> excluded.id
+        WHERE task_schedule.id <> excluded.id AND @replace::bool
     RETURNING id, next_dispatch
 )
 SELECT s.id, s.next_dispatch FROM saved s
@@ -19,6 +19,13 @@ LIMIT 1;
 
 -- name: TaskScheduleRemove :execrows
 DELETE FROM task_schedule WHERE name = @name::text;
+
+-- name: TaskScheduleDelete :execrows
+-- Deletes a schedule by its id, with the roles on it: one that has replaced it meanwhile, and those on that, stay.
+WITH roles AS (
+    DELETE FROM user_role r WHERE r.model = 'core.taskschedule' AND r.object = (@id::uuid)::text
+)
+DELETE FROM task_schedule s WHERE s.id = @id::uuid;
 
 -- name: TaskScheduleList :many
 SELECT s.id, s.name, s.task_name, s.args, s.exclusive, s.shared, s.priority, s.cron, s.next_dispatch, s.last_task, s.created_at,
@@ -45,7 +52,3 @@ SELECT now()::timestamptz;
 SELECT s.id, s.name, s.task_name, s.next_dispatch, s.last_task, s.created_at,
     coalesce(extract(epoch FROM s.dispatch_interval), 0)::float8 AS interval_seconds
 FROM task_schedule s WHERE s.id = ANY (@ids::uuid[]);
-
--- name: TaskScheduleNamed :one
--- Whether there is a schedule of this name.
-SELECT EXISTS (SELECT FROM task_schedule WHERE name = @name::text)::bool;

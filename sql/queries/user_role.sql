@@ -1,27 +1,29 @@
--- name: UserRoleAdd :exec
--- Gives users roles; what they have stays.
+-- name: UserRoleAssign :exec
+-- Gives users a role on an object, or on all: every one of them, or nobody, for the unique constraint fails the statement
+-- where one has it. The ids are the caller's and new: sent again, the statement finds them there and changes nothing. Rows
+-- come in the order of the users, so that two such statements wait for each other in one order.
 INSERT INTO user_role (id, user_id, role, model, object)
-SELECT unnest(@ids::uuid[]), unnest(@user_ids::int[]), unnest(@roles::text[]), unnest(@models::text[]), unnest(@objects::text[])
-ON CONFLICT (user_id, role, model, object) DO NOTHING;
+SELECT n.id, n.user_id, @role::text, @model::text, @object::text
+FROM (SELECT unnest(@ids::uuid[]) AS id, unnest(@user_ids::int[]) AS user_id) n
+WHERE NOT EXISTS (SELECT FROM user_role r WHERE r.id = n.id)
+ORDER BY n.user_id;
+
+-- name: UserRoleHolders :many
+-- Those of these users who have a role on an object, or on all.
+SELECT id, user_id FROM user_role
+WHERE user_id = ANY (@user_ids::int[]) AND role = @role::text AND model = @model::text AND object = @object::text;
 
 -- name: UserRoleRemove :execrows
-DELETE FROM user_role WHERE id = @id::uuid AND user_id = @user_id::int;
+-- Takes roles from users. 0 rows: somebody was faster, or an earlier send.
+DELETE FROM user_role WHERE id = ANY (@ids::uuid[]);
 
--- name: UserRoleTake :execrows
--- Takes a role on an object from users.
-DELETE FROM user_role WHERE model = @model::text AND object = @object::text AND role = @role::text AND user_id = ANY (@user_ids::int[]);
+-- name: UserRoleRead :many
+-- Roles of a user.
+SELECT * FROM user_role WHERE user_id = @user_id::int AND id = ANY (@ids::uuid[]);
 
--- name: UserRoleDrop :execrows
--- Deletes all roles on objects that are gone.
-DELETE FROM user_role WHERE model = @model::text AND object = ANY (@objects::text[]);
-
--- name: UserRoleList :many
--- The roles of a user, or one of them, the latest first.
-SELECT * FROM user_role WHERE user_id = @user_id::int AND (sqlc.narg(id)::uuid IS NULL OR id = sqlc.narg(id)::uuid)
-ORDER BY created_at DESC, id LIMIT @most::int OFFSET @skip::int;
-
--- name: UserRoleCount :one
-SELECT count(*)::int FROM user_role WHERE user_id = @user_id::int;
+-- name: UserRoleUsers :many
+-- Whose these roles are.
+SELECT id, user_id FROM user_role WHERE id = ANY (@ids::uuid[]);
 
 -- name: UserRoleOfObjects :many
 -- Who has which role on these objects, or on all.
@@ -33,3 +35,9 @@ ORDER BY r.object, r.role, u.username;
 -- The roles that a user has on an object or on all objects.
 SELECT DISTINCT r.role FROM user_role r
 WHERE r.user_id = @user_id::int AND (r.model = '' OR (r.model = @model::text AND r.object = @object::text));
+
+-- name: UserRoleHeldOn :many
+-- Those of these objects on which a user has one of these roles.
+SELECT o.object::text FROM unnest(@objects::text[]) o (object)
+WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
+    AND (r.model = '' OR (r.model = @model::text AND r.object = o.object)));

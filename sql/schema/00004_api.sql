@@ -17,7 +17,7 @@ CREATE TABLE auth_user (
 );
 
 COMMENT ON TABLE auth_user IS 'Who may use the REST API.';
-COMMENT ON COLUMN auth_user.password IS 'A bcrypt hash; empty: nobody can log in.';
+COMMENT ON COLUMN auth_user.password IS 'A bcrypt hash; ! and what is random: nobody can log in.';
 COMMENT ON COLUMN auth_user.is_superuser IS 'May do everything that can be done.';
 
 CREATE TABLE user_role (
@@ -32,8 +32,11 @@ CREATE TABLE user_role (
     CONSTRAINT user_role_of_one_object CHECK ((model = '') = (object = ''))
 );
 
--- For lists of what somebody may see, for the creators of objects, and when an object is deleted.
+-- For the creators of objects, and when an object is deleted.
 CREATE INDEX user_role_object ON user_role (model, object);
+
+-- For lists of the tasks that somebody may see, in their order.
+CREATE INDEX user_role_task ON user_role (user_id, (object::uuid)) WHERE model = 'core.task';
 
 COMMENT ON TABLE user_role IS 'What users may do: a role on one object, or on all.';
 COMMENT ON COLUMN user_role.role IS 'One of the roles that the program knows, such as core.task_owner.';
@@ -49,7 +52,7 @@ CREATE TABLE task_profile (
     CONSTRAINT task_profile_task_fkey FOREIGN KEY (task_id) REFERENCES task ON DELETE CASCADE
 );
 
-COMMENT ON TABLE task_profile IS 'Profiles of the last attempts of tasks that were dispatched with the wish for them.';
+COMMENT ON TABLE task_profile IS 'Profiles of the runs of tasks that were dispatched with the wish for them: each of the last attempt that made it.';
 COMMENT ON COLUMN task_profile.name IS 'memory_profile, cpu_profile or heap_profile.';
 
 CREATE TABLE api_secret (
@@ -62,10 +65,43 @@ COMMENT ON TABLE api_secret IS 'The key with which the processes of the REST API
 
 INSERT INTO api_secret (secret) VALUES (decode(replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''), 'hex'));
 
+-- +goose StatementBegin
+CREATE FUNCTION task_own(ids uuid[], parent uuid, owners int[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO user_role (id, user_id, role, model, object)
+    SELECT gen_random_uuid(), o.user_id, o.role, 'core.task', n.id::text
+    FROM unnest(ids, owners) n (id, owner) CROSS JOIN LATERAL (
+        SELECT n.owner AS user_id, r.role FROM (VALUES ('core.task_owner'), ('core.task_user_dispatcher')) r (role) WHERE n.owner > 0
+        UNION
+        SELECT r.user_id, r.role FROM user_role r
+        WHERE r.model = 'core.task' AND r.object = parent::text AND r.role IN ('core.task_owner', 'core.task_user_dispatcher')
+    ) o
+    WHERE NOT EXISTS (SELECT FROM task t WHERE t.id = n.id)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_own IS
+    'Gives who is about to dispatch these tasks the roles on them, owner by owner, 0: nobody; and those who have them on the parent the same.';
+
+-- +goose StatementBegin
+CREATE FUNCTION task_disown(ids uuid[]) RETURNS int LANGUAGE plpgsql AS $$
+DECLARE
+    n int;
+BEGIN
+    DELETE FROM user_role r WHERE r.model = 'core.task' AND r.object = ANY (ids::text[])
+        AND NOT EXISTS (SELECT FROM task t WHERE t.id = r.object::uuid AND t.finished_at IS NULL);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END
+$$;
+-- +goose StatementEnd
+COMMENT ON FUNCTION task_disown IS 'Deletes the roles on these tasks, which are gone or final; answers how many there were.';
+
 -- What lists of the REST API select from and order by.
 CREATE VIEW api_task AS
 SELECT t.id, t.state, k.name, t.logging_cid, t.created_at, t.unblocked_at, t.started_at, t.finished_at, t.parent_task, t.task_group,
-    task_reserved(t.reserved_resources_record) AS reserved
+    task_reserved(t.reserved_resources_record) AS reserved, k.versions, t.immediate, t.deferred, t.error::text AS error, t.result::text AS result
 FROM task t JOIN task_kind k ON k.id = t.kind;
 
 -- All but the completed ones, found by what indexes have no others. Each state is a branch of its own: those that nobody
@@ -82,7 +118,7 @@ UNION ALL SELECT 'canceled', t.id FROM task t WHERE t.state = 'canceled'
 UNION ALL SELECT 'skipped', t.id FROM task t WHERE t.state = 'skipped';
 
 CREATE VIEW api_worker AS
-SELECT a.id, a.name, a.created_at, a.last_heartbeat, a.last_heartbeat + a.ttl >= now() AS online
+SELECT a.id, a.name, a.app_type, a.versions, a.ttl, a.created_at, a.last_heartbeat, a.last_heartbeat + a.ttl >= now() AS online
 FROM app_status a WHERE a.app_type = 'worker';
 
 COMMENT ON VIEW api_task IS 'Tasks as lists of the REST API select them.';
@@ -91,4 +127,5 @@ COMMENT ON VIEW api_worker IS 'Workers as lists of the REST API select them.';
 
 -- +goose Down
 DROP VIEW api_worker, api_task_state, api_task;
+DROP FUNCTION task_disown, task_own;
 DROP TABLE api_secret, task_profile, user_role, auth_user;

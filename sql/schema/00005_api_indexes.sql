@@ -4,7 +4,7 @@
 
 -- For lists of what has failed or was canceled. Nearly all tasks are completed, and not in it.
 DROP INDEX CONCURRENTLY IF EXISTS task_unsuccessful;
-CREATE INDEX CONCURRENTLY task_unsuccessful ON task (id) WHERE state IN ('failed', 'canceled', 'skipped');
+CREATE INDEX CONCURRENTLY task_unsuccessful ON task (state, id) WHERE state IN ('failed', 'canceled', 'skipped');
 
 -- For "what created this?".
 DROP INDEX CONCURRENTLY IF EXISTS created_resource_resource;
