@@ -5,8 +5,8 @@
 // From the Go types of the operations' bodies and replies come the checks of what clients send, the selection of fields,
 // and the OpenAPI document: there is no second description that they could differ from.
 //
-// A request reaches the database with what has been read and checked whole, and its reply is made whole before the first
-// byte of it is sent: a slow client holds no connection of the database. Texts of errors are Pulp's, where a client may
+// A body is read whole before the database is asked for what it wants, and a reply is made whole before the first byte of
+// it is sent: a slow client holds no connection of the database. Texts of errors are Pulp's, where a client may
 // compare them.
 //
 // Source of the formats and texts: pulpcore 3.117 and Django REST framework, as observed.

@@ -371,7 +371,7 @@ func (d *describer) object(t reflect.Type, body bool) (*openapi3.SchemaRef, erro
 			p = v.NewRef()
 		}
 		s.Properties[f.name] = p
-		if f.required || !body && !f.omitted {
+		if f.required { // of a reply the client may select fields, so none is there for certain
 			s.Required = append(s.Required, f.name)
 		}
 	}

@@ -36,8 +36,8 @@ type field struct {
 	secret   bool
 	blank    bool
 	null     bool // in a body: may be null
-	omitted  bool // in a reply: may be missing
-	most     int  // characters; 0: no limit
+
+	most int // characters; 0: no limit
 }
 
 // choices are the values that a type of texts says are possible, by a method Choices; nil: any are.
@@ -117,7 +117,7 @@ func fieldsOf(t reflect.Type) []field {
 			}
 			continue
 		}
-		name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if !f.IsExported() || name == "" || name == "-" {
 			continue
 		}
@@ -129,7 +129,7 @@ func fieldsOf(t reflect.Type) []field {
 		list = append(list, field{
 			name: name, index: []int{i}, typ: f.Type, doc: f.Tag.Get("doc"), standard: f.Tag.Get("default"), most: most,
 			required: strings.Contains(options, "required"), secret: strings.Contains(options, "secret"),
-			blank: strings.Contains(options, "blank"), null: strings.Contains(options, "null"), omitted: strings.Contains(rest, "omitempty"),
+			blank: strings.Contains(options, "blank"), null: strings.Contains(options, "null"),
 		})
 	}
 	shapes.Store(t, list)
