@@ -194,10 +194,10 @@ func (c *Collection) count(ctx context.Context, r *Request, scope string, q filt
 
 // Page is a part of a list.
 type Page[T any] struct {
-	Count    int     `json:"count"`
+	Count    int     `json:"count" api:"required"`
 	Next     *string `json:"next"`
 	Previous *string `json:"previous"`
-	Results  []T     `json:"results"`
+	Results  []T     `json:"results" api:"required"`
 }
 
 // paged are pages of any type.
