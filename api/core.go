@@ -254,8 +254,8 @@ func (s *Server) taskCollection() *Collection {
 	}
 }
 
-// countTasks counts all tasks, or, as most are completed, all but those in the other states.
-func (s *Server) countTasks(ctx context.Context, r *Request) (int, bool, error) {
+// countTasks counts all tasks that the user may see, or, as most are completed, all but those in the other states.
+func (s *Server) countTasks(ctx context.Context, r *Request, all bool) (int, bool, error) {
 	state := ""
 	for name := range r.Query {
 		switch {
@@ -265,8 +265,14 @@ func (s *Server) countTasks(ctx context.Context, r *Request) (int, bool, error) 
 			return 0, false, nil
 		}
 	}
-	if state != "" && state != string(tasking.Completed) {
+	switch {
+	case state != "" && (state != string(tasking.Completed) || !all):
 		return 0, false, nil
+	case !all:
+		n, err := query(ctx, func(ctx context.Context) (int64, error) {
+			return s.q.UserRoleTaskCount(ctx, s.db, db.UserRoleTaskCountParams{UserID: int32(r.User.ID), Roles: s.rolesWith("core.view_task")})
+		})
+		return int(n), true, err
 	}
 	count := s.q.TaskCount
 	if state != "" {

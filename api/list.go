@@ -39,9 +39,9 @@ type Collection struct {
 	Lax bool
 	// MaxLimit is the longest page, of objects that are large. Default: 10000.
 	MaxLimit int
-	// Count answers how many there are where that can be told sooner than by counting; false: it cannot. Default: it never
-	// can.
-	Count func(context.Context, *Request) (int, bool, error)
+	// Count answers how many there are where that can be told sooner than by counting; false: it cannot. The last argument
+	// says that the user may see them all. Default: it never can.
+	Count func(ctx context.Context, r *Request, all bool) (n int, ok bool, err error)
 }
 
 // Names of package filter that other packages may use.
@@ -181,8 +181,8 @@ func (r *Request) Page(ctx context.Context, c *Collection) (Found, error) {
 }
 
 func (c *Collection) count(ctx context.Context, r *Request, scope string, q filter.Query) (int, error) {
-	if c.Count != nil && scope == "true" {
-		if n, ok, err := c.Count(ctx, r); ok || err != nil {
+	if c.Count != nil {
+		if n, ok, err := c.Count(ctx, r, scope == "true"); ok || err != nil {
 			return n, err
 		}
 	}

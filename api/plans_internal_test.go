@@ -107,7 +107,7 @@ func TestListsDoNotReadWhatIsCompleted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n, ok, err := s.countTasks(t.Context(), &Request{Query: query, server: s}); n != want || !ok || err != nil {
+		if n, ok, err := s.countTasks(t.Context(), &Request{Query: query, server: s}, true); n != want || !ok || err != nil {
 			t.Errorf("%q: %d %t %v, want %d", asked, n, ok, err, want)
 		}
 	}
@@ -171,6 +171,10 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 				t.Fatal(err)
 			}
 			wantRead(t, d, most, text, args)
+		}
+		want := []int{30000, 10, 0}[user-1]
+		if n, ok, err := s.countTasks(t.Context(), &Request{User: &User{ID: user}, server: s}, false); n != want || !ok || err != nil {
+			t.Errorf("user %d sees %d tasks, %t %v, want %d", user, n, ok, err, want)
 		}
 	}
 }

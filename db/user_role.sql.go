@@ -249,6 +249,24 @@ func (q *Queries) UserRoleRemove(ctx context.Context, db DBTX, ids []pgtype.UUID
 	return result.RowsAffected(), nil
 }
 
+const UserRoleTaskCount = `-- name: UserRoleTaskCount :one
+SELECT count(*) FROM (SELECT DISTINCT r.object::uuid FROM user_role r
+    WHERE r.user_id = $1::int AND r.model = 'core.task' AND r.role = ANY ($2::text[])) t
+`
+
+type UserRoleTaskCountParams struct {
+	UserID int32
+	Roles  []string
+}
+
+// On how many tasks a user has one of these roles. Roles on tasks are deleted with them, so it reads none.
+func (q *Queries) UserRoleTaskCount(ctx context.Context, db DBTX, arg UserRoleTaskCountParams) (int64, error) {
+	row := db.QueryRow(ctx, UserRoleTaskCount, arg.UserID, arg.Roles)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const UserRoleUsers = `-- name: UserRoleUsers :many
 SELECT id, user_id FROM user_role WHERE id = ANY ($1::uuid[])
 `

@@ -36,6 +36,11 @@ ORDER BY r.object, r.role, u.username;
 SELECT DISTINCT r.role FROM user_role r
 WHERE r.user_id = @user_id::int AND (r.model = '' OR (r.model = @model::text AND r.object = @object::text));
 
+-- name: UserRoleTaskCount :one
+-- On how many tasks a user has one of these roles. Roles on tasks are deleted with them, so it reads none.
+SELECT count(*) FROM (SELECT DISTINCT r.object::uuid FROM user_role r
+    WHERE r.user_id = @user_id::int AND r.model = 'core.task' AND r.role = ANY (@roles::text[])) t;
+
 -- name: UserRoleHeldOn :many
 -- Those of these objects on which a user has one of these roles.
 SELECT o.object::text FROM unnest(@objects::text[]) o (object)
