@@ -382,7 +382,8 @@ func (j *judge) schedules() {
 		}
 	}
 	calm, unscheduled := j.at(witness.Calm), j.at(witness.Unscheduled)
-	if unscheduled <= calm+2*j.run.TTL {
+	recurring := slices.ContainsFunc(j.run.Events, func(e witness.Event) bool { return e.Kind == witness.Scheduled && e.Every > 0 })
+	if recurring && unscheduled <= calm+2*j.run.TTL {
 		j.say(Schedule, "schedules went on for %s only after the faults, not for two TTLs", unscheduled-calm)
 	}
 	for _, e := range j.run.Events {
