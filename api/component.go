@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -198,13 +199,19 @@ func (r *Resource) hrefPattern(root string, o Operation) string {
 	return r.base(root) + r.Path + o.Path
 }
 
+// roleNames are those that a component may give its roles.
+var roleNames = regexp.MustCompile(`^[A-Za-z0-9_.]+$`)
+
 // check tells what is wrong with the components, but for what their routes and the document tell.
 func (s *Server) check() error {
 	seen := map[string]bool{}
 	for _, c := range s.cfg.Components {
 		for _, role := range c.Roles {
-			if seen[role.Name] || !strings.HasPrefix(role.Name, c.Label+".") {
+			switch {
+			case seen[role.Name] || !strings.HasPrefix(role.Name, c.Label+"."):
 				return fmt.Errorf("the role %s is there twice, or not one of %s", role.Name, c.Label)
+			case !roleNames.MatchString(role.Name): // it gets into the text of statements
+				return fmt.Errorf("the role %q: a name has letters, digits, dots and underscores only", role.Name)
 			}
 			seen[role.Name] = true
 		}

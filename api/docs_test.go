@@ -29,7 +29,7 @@ func mentioned(page string) (all []string) {
 func TestDocumentationPageTakesEverythingFromItsServer(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{"/pulp/", "/", "/a/hub/"} {
-		s := aloof(t, api.Config{Root: at})
+		s := api.Aloof(t, api.Config{Root: at})
 		w := ask(t, s, http.MethodGet, at+"api/v3/docs/")
 		if kind := w.Header().Get("Content-Type"); w.Code != http.StatusOK || kind != "text/html; charset=utf-8" || !strings.HasPrefix(w.Body.String(), "<!doctype html>") {
 			t.Errorf("%s: %d, %s: %s", at, w.Code, kind, w.Body)
@@ -74,7 +74,7 @@ func TestDocumentationPageTakesEverythingFromItsServer(t *testing.T) {
 
 func TestOnlyFilesOfThePageAreServed(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	for _, name := range []string{"", "/", "LICENSE", "NOTICE", "nothing.js", "swagger-ui.css/", "../docs.go", "%2e%2e/docs.go", "swagger-ui-bundle.js.LICENSE.txt"} {
 		if w := ask(t, s, http.MethodGet, "/pulp/assets/"+name); w.Code < 300 {
 			t.Errorf("%q: %d", name, w.Code)
@@ -90,7 +90,7 @@ func TestOnlyFilesOfThePageAreServed(t *testing.T) {
 
 func TestStaticFilesAreCollectedAsTheyAreServed(t *testing.T) {
 	t.Parallel()
-	s, dir := aloof(t, api.Config{}), filepath.Join(t.TempDir(), "not", "yet")
+	s, dir := api.Aloof(t, api.Config{}), filepath.Join(t.TempDir(), "not", "yet")
 	for range 2 { // the second time they are there
 		if err := api.CollectStatic(dir); err != nil {
 			t.Fatal(err)

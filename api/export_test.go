@@ -4,6 +4,12 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"testing"
+
+	appstatus "github.com/pithworks/pith/app_status"
+	"github.com/pithworks/pith/internal/builtin"
+	"github.com/pithworks/pith/pool"
+	"github.com/pithworks/pith/tasking"
 )
 
 // Roles are those of the core.
@@ -12,6 +18,28 @@ var Roles = coreRoles
 // Sign signs a link to a path until a time, in seconds since 1970.
 func (s *Server) Sign(ctx context.Context, path, expires string) (string, error) {
 	return s.signature(ctx, path, expires)
+}
+
+// Aloof is a server whose database is nowhere: it can tell of itself, no more.
+func Aloof(t testing.TB, cfg Config) *Server {
+	t.Helper()
+	p, err := pool.Open(t.Context(), "postgres://nobody@127.0.0.1:1/none", pool.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	registry, err := builtin.Registry()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Version = builtin.Version
+	s, err := New(p, func(app *appstatus.App) (*tasking.Client, error) {
+		return tasking.New(p, tasking.Config{Registry: registry, App: app})
+	}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 // Declared is an operation that a server declares.

@@ -14,37 +14,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	appstatus "github.com/pithworks/pith/app_status"
-	"github.com/pithworks/pith/internal/builtin"
-	"github.com/pithworks/pith/pool"
 	"github.com/pithworks/pith/tasking"
 )
-
-// bareServer is a server that never reaches its database.
-func bareServer(t testing.TB) *Server {
-	t.Helper()
-	p, err := pool.Open(t.Context(), "postgres://nobody@127.0.0.1:1/none", pool.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Close)
-	registry, err := builtin.Registry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(p, func(app *appstatus.App) (*tasking.Client, error) {
-		return tasking.New(p, tasking.Config{Registry: registry, App: app})
-	}, Config{Version: builtin.Version})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 func TestCollectionsAreDeclaredWell(t *testing.T) {
 	t.Parallel()
 	lists := 0
-	for _, res := range bareServer(t).resources() {
+	for _, res := range Aloof(t, Config{}).resources() {
 		for _, o := range res.Operations {
 			if o.Collection == nil {
 				continue
@@ -160,7 +136,7 @@ func TestNothingIsAListAsWell(t *testing.T) {
 // TestDocumentIsMadeOncePerEncoding: anyone may ask for it, without credentials.
 func TestDocumentIsMadeOncePerEncoding(t *testing.T) {
 	t.Parallel()
-	s := bareServer(t)
+	s := Aloof(t, Config{})
 	ask := func(path string) string {
 		w := httptest.NewRecorder()
 		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/pulp/api/v3/docs/"+path, nil))
@@ -187,7 +163,7 @@ const someKey = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 func TestHrefsAndPRNsNameObjects(t *testing.T) {
 	t.Parallel()
-	s := bareServer(t)
+	s := Aloof(t, Config{})
 	const root = "/pulp/api/v3/"
 	for text, want := range map[string]Object{
 		root + "tasks/" + someKey + "/":                              {Resource: s.own.tasks, Keys: []string{someKey}, Key: someKey},
@@ -228,7 +204,7 @@ func FuzzResolve(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	s := bareServer(f)
+	s := Aloof(f, Config{})
 	r := &Request{server: s}
 	f.Fuzz(func(t *testing.T, text string) {
 		if model, key, ok := parsePRN(text); ok && "prn:"+model+":"+key != text {

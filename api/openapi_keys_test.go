@@ -106,7 +106,7 @@ func (s strict) operation(at string, v any) {
 
 func TestDocumentHasNoMembersThatStrictClientsDoNotKnow(t *testing.T) {
 	t.Parallel()
-	server := aloof(t, api.Config{})
+	server := api.Aloof(t, api.Config{})
 	for _, form := range forms {
 		s := strict{t, map[string]int{}}
 		doc := s.object("document", "the document", document(t, server, form))
@@ -136,7 +136,7 @@ func TestDocumentHasNoMembersThatStrictClientsDoNotKnow(t *testing.T) {
 func TestRepliesAreDescribedAsExactlyJSON(t *testing.T) {
 	t.Parallel()
 	plain := []string{"docs_api.json_get", "docs_api.yaml_get", "docs_get", "pith_profiles_read"}
-	for at, o := range operations(document(t, aloof(t, api.Config{}), "")) {
+	for at, o := range operations(document(t, api.Aloof(t, api.Config{}), "")) {
 		for code, r := range o["responses"].(object) {
 			content, _ := r.(object)["content"].(object)
 			for kind := range content {
@@ -150,7 +150,7 @@ func TestRepliesAreDescribedAsExactlyJSON(t *testing.T) {
 
 func TestEveryOperationTakesTheWishForProfiles(t *testing.T) {
 	t.Parallel()
-	for at, o := range operations(document(t, aloof(t, api.Config{}), "")) {
+	for at, o := range operations(document(t, api.Aloof(t, api.Config{}), "")) {
 		found := 0
 		for _, v := range o["parameters"].([]any) {
 			if p := v.(object); p["name"] == "X-Task-Diagnostics" && p["in"] == "header" && p["required"] != true {

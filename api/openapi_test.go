@@ -17,33 +17,8 @@ import (
 	"github.com/oasdiff/yaml"
 
 	"github.com/pithworks/pith/api"
-	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/internal/builtin"
-	"github.com/pithworks/pith/pool"
-	"github.com/pithworks/pith/tasking"
 )
-
-// aloof is a server whose database is nowhere: it can tell of itself, no more.
-func aloof(t *testing.T, cfg api.Config) *api.Server {
-	t.Helper()
-	p, err := pool.Open(t.Context(), "postgres://nobody@127.0.0.1:1/none", pool.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Close)
-	registry, err := builtin.Registry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Version = builtin.Version
-	s, err := api.New(p, func(app *appstatus.App) (*tasking.Client, error) {
-		return tasking.New(p, tasking.Config{Registry: registry, App: app})
-	}, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 // ask sends a server a request of nobody.
 func ask(t *testing.T, s *api.Server, method, path string) *httptest.ResponseRecorder {
@@ -84,7 +59,7 @@ var forms = []string{"", "?pk_path=1", "?bindings", "?bindings&pk_path=1", "?com
 
 func TestDocumentIsServedAsJSONAndYAML(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	for _, form := range forms {
 		w := ask(t, s, http.MethodGet, root+"docs/api.json"+form)
 		want := map[string]string{
@@ -129,7 +104,7 @@ func TestDocumentIsServedAsJSONAndYAML(t *testing.T) {
 
 func TestDocumentTellsTheVersionsOfAllComponents(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{Components: []api.Component{{Label: "things", Version: "1.2.3"}}})
+	s := api.Aloof(t, api.Config{Components: []api.Component{{Label: "things", Version: "1.2.3"}}})
 	for _, form := range append(forms, "?component=things") {
 		info := document(t, s, form)["info"].(object)
 		if diff := cmp.Diff(object{"core": reported(t, s), "things": "1.2.3"}, info["x-pulp-app-versions"]); diff != "" || info["x-pulp-domain-enabled"] != false {
@@ -160,9 +135,9 @@ func TestReportedVersionChangesWithTheDocument(t *testing.T) {
 	with := func(summary string) *api.Server {
 		c := answering(map[int]any{http.StatusOK: thingReply{}}, nil)
 		c.Resources[0].Operations[0].Summary = summary
-		return aloof(t, api.Config{Components: []api.Component{c}})
+		return api.Aloof(t, api.Config{Components: []api.Component{c}})
 	}
-	none, one, same, other := reported(t, aloof(t, api.Config{})), reported(t, with("Do it.")), reported(t, with("Do it.")), reported(t, with("Do it so."))
+	none, one, same, other := reported(t, api.Aloof(t, api.Config{})), reported(t, with("Do it.")), reported(t, with("Do it.")), reported(t, with("Do it so."))
 	if one != same {
 		t.Errorf("two servers of one API tell %s and %s", one, same)
 	}
@@ -173,7 +148,7 @@ func TestReportedVersionChangesWithTheDocument(t *testing.T) {
 
 func TestDocumentIsOfTheComponentsAskedFor(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{Components: []api.Component{answering(map[int]any{http.StatusOK: thingReply{}}, nil), {Label: "other", Version: "1.0"}}})
+	s := api.Aloof(t, api.Config{Components: []api.Component{answering(map[int]any{http.StatusOK: thingReply{}}, nil), {Label: "other", Version: "1.0"}}})
 	both := document(t, s, "?component=core,things")
 	for _, query := range []string{"?component=things&component=core", "?component=core&component=,things,", "?component=core,core&component=things", "?component=", ""} {
 		if !cmp.Equal(document(t, s, query), both) {
@@ -211,7 +186,7 @@ func validate(t *testing.T, data []byte) error {
 
 func TestDocumentIsValidButForPathsThatAreHrefs(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	for _, form := range []string{"?pk_path=1", "?pk_path=1&component=core"} {
 		if err := validate(t, ask(t, s, http.MethodGet, root+"docs/api.json"+form).Body.Bytes()); err != nil {
 			t.Errorf("%s: %v", form, err)
@@ -238,7 +213,7 @@ func TestDocumentIsValidButForPathsThatAreHrefs(t *testing.T) {
 
 func TestOperationsHaveIDsOfTheirOwn(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	for _, form := range forms {
 		seen := map[string]string{}
 		for at, o := range operations(document(t, s, form)) {
@@ -271,7 +246,7 @@ func TestOperationsHaveIDsOfTheirOwn(t *testing.T) {
 
 func TestDocumentDescribesWhatIsDeclaredAndNothingElse(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	declared := s.Declared()
 	for _, form := range []string{"", "?pk_path=1", "?component=core"} {
 		described := maps.Collect(operations(document(t, s, form)))
@@ -358,7 +333,7 @@ func TestBindingsAreLikePulps(t *testing.T) {
 		"Workers.list() PaginatedWorkerResponseList",
 		"Workers.read() WorkerResponse",
 	}
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	doc := document(t, s, "?bindings")
 	name := func(content any) string {
 		schema := content.(object)["application/json"].(object)["schema"].(object)
@@ -411,7 +386,7 @@ func TestBindingsAreLikePulps(t *testing.T) {
 // TestDescribedOperationsAreServed asks without credentials, which is refused before anything else is looked at.
 func TestDescribedOperationsAreServed(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	names := regexp.MustCompile(`\{\w+\}`)
 	for at, o := range operations(document(t, s, "?pk_path=1")) {
 		if o["security"] == nil {
@@ -431,7 +406,7 @@ func TestDescribedOperationsAreServed(t *testing.T) {
 
 func TestRepliesWithAnHrefHaveAPRN(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	schemas, found := document(t, s, "")["components"].(object)["schemas"].(object), 0
 	for name, schema := range schemas {
 		properties, _ := schema.(object)["properties"].(object)
@@ -461,7 +436,7 @@ func TestRepliesWithAnHrefHaveAPRN(t *testing.T) {
 
 func TestSchemasThatAreReferredToAreThereAndNoOthers(t *testing.T) {
 	t.Parallel()
-	s := aloof(t, api.Config{})
+	s := api.Aloof(t, api.Config{})
 	for _, form := range forms {
 		text := ask(t, s, http.MethodGet, root+"docs/api.json"+form).Body.String()
 		referred := map[string]bool{}

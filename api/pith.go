@@ -333,14 +333,7 @@ func (s *Server) dropSchedule(ctx context.Context, id uuid.UUID) error {
 }
 
 func (s *Server) deleteSchedule(ctx context.Context, r *Request) (Reply, error) {
-	list, err := r.schedules(ctx, []string{r.ID})
-	switch {
-	case err != nil:
-		return Reply{}, err
-	case len(list) == 0:
-		return Reply{}, NotFound("TaskSchedule")
-	}
-	if err := r.May(ctx, s.own.schedules, "core.manage_roles_taskschedule", "core.view_taskschedule"); err != nil {
+	if _, err := s.aSchedule(ctx, r, "core.manage_roles_taskschedule"); err != nil {
 		return Reply{}, err
 	}
 	return Reply{Status: http.StatusNoContent}, s.dropSchedule(ctx, r.UUID())

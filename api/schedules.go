@@ -74,16 +74,22 @@ func (s *Server) listSchedules(ctx context.Context, r *Request) (Reply, error) {
 	return OK(NewPage(found, list))
 }
 
-func (s *Server) readSchedule(ctx context.Context, r *Request) (Reply, error) {
+// aSchedule reads the schedule that the path names, if the user may see it and do what needs a permission.
+func (s *Server) aSchedule(ctx context.Context, r *Request, permission string) (reply taskScheduleReply, err error) {
 	list, err := r.schedules(ctx, []string{r.ID})
 	switch {
 	case err != nil:
-		return Reply{}, err
+		return reply, err
 	case len(list) == 0:
-		return Reply{}, NotFound("TaskSchedule")
+		return reply, NotFound("TaskSchedule")
 	}
-	if err := r.May(ctx, s.own.schedules, "core.view_taskschedule", "core.view_taskschedule"); err != nil {
+	return list[0], r.May(ctx, s.own.schedules, permission, "core.view_taskschedule")
+}
+
+func (s *Server) readSchedule(ctx context.Context, r *Request) (Reply, error) {
+	reply, err := s.aSchedule(ctx, r, "core.view_taskschedule")
+	if err != nil {
 		return Reply{}, err
 	}
-	return OK(list[0])
+	return OK(reply)
 }
