@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -322,14 +321,16 @@ func (r *recorder) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// logged logs each request once it is answered. A user is one who is verified: whoever else asks may claim any name.
-func logged(log *slog.Logger, next http.Handler) http.Handler {
+// observed logs and measures each request once it is answered. A user is one who is verified: whoever else asks may claim any
+// name.
+func (s *Server) observed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec, began := &recorder{ResponseWriter: w, status: http.StatusOK}, time.Now()
 		next.ServeHTTP(rec, r)
-		t := traceOf(r.Context())
-		log.Info("request answered", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes,
-			"took", time.Since(began), "user", t.user, "client", r.RemoteAddr, "correlation_id", t.correlationID)
+		t, took := traceOf(r.Context()), time.Since(began)
+		s.cfg.Log.Info("request answered", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes,
+			"took", took, "user", t.user, "client", r.RemoteAddr, "correlation_id", t.correlationID)
+		s.durations.record(r, rec.status, took)
 	})
 }
 

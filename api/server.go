@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
 	"golang.org/x/sync/errgroup"
 
 	appstatus "github.com/pithworks/pith/app_status"
@@ -38,6 +39,9 @@ type Config struct {
 	TrustProxy bool
 	// Version of the core, PEP 440. Required.
 	Version string
+	// Meter gets Pulp's histogram api.request_duration, in milliseconds, with the attributes http.method, http.status_code
+	// (2xx), http.target (the route; empty for errors above 400) and worker.name. Default: none.
+	Meter metric.Meter
 	// Log gets what goes wrong. Default: none.
 	Log *slog.Logger
 }
@@ -68,6 +72,7 @@ type Server struct {
 	own       own
 	document  document
 	roles     []Role // of all components
+	durations *durations
 	// secret signs links; nil: not read yet.
 	secret atomic.Pointer[[]byte]
 }
@@ -103,6 +108,13 @@ func New(pool *pgxpool.Pool, newClient func(*appstatus.App) (*tasking.Client, er
 	if err := s.check(); err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
+	app, err := s.newApp() // for its errors, and its name
+	if err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
+	if s.durations, err = newDurations(cfg.Meter, app.Name()); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
 	mux, err := s.routes()
 	if err != nil {
 		return nil, err
@@ -110,7 +122,7 @@ func New(pool *pgxpool.Pool, newClient func(*appstatus.App) (*tasking.Client, er
 	if s.document.digest, err = s.digest(); err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
-	s.handler = withCorrelationID(logged(s.cfg.Log, sameOrigin(mux)))
+	s.handler = withCorrelationID(s.observed(sameOrigin(mux)))
 	return s, nil
 }
 
@@ -173,15 +185,20 @@ func (s *Server) beLeased(ctx, leased context.Context) error {
 	return nil
 }
 
-// lease registers the process, and runs what is immediate under that registration until it is lost or leased ends.
-func (s *Server) lease(ctx, leased context.Context) (err error) {
+// newApp makes an identity of the process.
+func (s *Server) newApp() (*appstatus.App, error) {
 	versions := map[string]string{}
 	for _, c := range s.cfg.Components {
 		versions[c.Label] = c.Version
 	}
-	app, err := appstatus.New(s.db, appstatus.Config{
+	return appstatus.New(s.db, appstatus.Config{
 		Type: appstatus.API, NameTemplate: s.cfg.NameTemplate, TTL: s.cfg.TTL, Versions: versions, Log: s.cfg.Log,
 	})
+}
+
+// lease registers the process, and runs what is immediate under that registration until it is lost or leased ends.
+func (s *Server) lease(ctx, leased context.Context) (err error) {
+	app, err := s.newApp()
 	if err != nil {
 		return err
 	}

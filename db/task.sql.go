@@ -744,3 +744,23 @@ func (q *Queries) TaskTurnUsed(ctx context.Context, db DBTX, arg TaskTurnUsedPar
 	}
 	return items, nil
 }
+
+const TaskUnblocked = `-- name: TaskUnblocked :one
+SELECT count(*) FILTER (WHERE t.unblocked_at <= now() - make_interval(secs => $1::float8)) AS tasks,
+    coalesce(extract(epoch FROM now() - min(t.unblocked_at)), 0)::float8 AS longest_seconds
+FROM task t WHERE t.state = 'waiting' AND t.blocked_on = 0
+`
+
+type TaskUnblockedRow struct {
+	Tasks          int64
+	LongestSeconds float64
+}
+
+// For metrics: how many runnable tasks nobody has claimed for some seconds or more, and how long the first of all has been
+// waiting, in seconds. It reads the index of what can be claimed, whole.
+func (q *Queries) TaskUnblocked(ctx context.Context, db DBTX, seconds float64) (TaskUnblockedRow, error) {
+	row := db.QueryRow(ctx, TaskUnblocked, seconds)
+	var i TaskUnblockedRow
+	err := row.Scan(&i.Tasks, &i.LongestSeconds)
+	return i, err
+}

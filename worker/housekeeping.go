@@ -18,13 +18,14 @@ const batch = 500
 // housekeeper does the fleet's duties at intervals that grow with the fleet. Each duty is a
 // conditional statement that any number of workers may run at once.
 type housekeeper struct {
-	w   *Worker
-	app *appstatus.App
-	log *slog.Logger
+	w      *Worker
+	app    *appstatus.App
+	gauges *gauges // nil: nobody asks for metrics
+	log    *slog.Logger
 }
 
 func newHousekeeper(w *Worker, app *appstatus.App) *housekeeper {
-	return &housekeeper{w: w, app: app, log: w.cfg.Log.With("worker", app.Name())}
+	return &housekeeper{w: w, app: app, gauges: w.gauges, log: w.cfg.Log.With("worker", app.Name())}
 }
 
 func (h *housekeeper) run(ctx context.Context) {
@@ -60,7 +61,7 @@ func (h *housekeeper) rest(ctx context.Context) error {
 // once does every duty once; none waits for another's success.
 func (h *housekeeper) once(ctx context.Context) error {
 	var errs []error
-	for _, duty := range []func(context.Context) error{h.sweep, h.enqueue, h.schedules} {
+	for _, duty := range []func(context.Context) error{h.sweep, h.enqueue, h.schedules, h.measure} {
 		ctx, cancel := context.WithTimeout(ctx, turnTimeout)
 		errs = append(errs, duty(ctx))
 		cancel()
@@ -72,6 +73,14 @@ func (h *housekeeper) once(ctx context.Context) error {
 func (h *housekeeper) schedules(ctx context.Context) error {
 	_, err := h.w.client.DispatchDue(ctx)
 	return err
+}
+
+// measure records the gauges about once per beat in the whole fleet: the queue they tell of is the fleet's.
+func (h *housekeeper) measure(ctx context.Context) error {
+	if h.gauges == nil || !pacing.OncePerBeat(h.app.TTL(), nil) {
+		return nil
+	}
+	return h.gauges.record(ctx, h.w.db)
 }
 
 // enqueue gives tasks whose time has come their place in the queues.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
 	"golang.org/x/sync/errgroup"
 
 	appstatus "github.com/pithworks/pith/app_status"
@@ -37,6 +38,10 @@ type Config struct {
 	Grace time.Duration
 	// WorkDir is where isolated tasks get their working directories. Default: os.TempDir().
 	WorkDir string
+	// Meter gets Pulp's gauges tasks_unblocked_queue (tasks that nobody has claimed for 5 s or more, though they
+	// wait for nothing else) and tasks_longest_unblocked_time (seconds), both of the whole fleet: about once per
+	// beat one of its workers records them. Auxiliary workers do not. Default: none.
+	Meter metric.Meter
 	// Log gets what the worker does. Default: none.
 	Log *slog.Logger
 }
@@ -49,6 +54,7 @@ type Worker struct {
 	client *tasking.Client
 	db     *pgxpool.Pool
 	cfg    Config
+	gauges *gauges
 	// children run isolated tasks under the present identity.
 	children *isolate.Pool
 
@@ -87,6 +93,10 @@ func New(client *tasking.Client, cfg Config) (*Worker, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &Worker{client: client, db: client.Pool(), cfg: cfg, drain: make(chan struct{}), abort: make(chan struct{})}
+	var err error
+	if w.gauges, err = newGauges(cfg.Meter); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
 	app, err := w.newApp() // for its errors, and the name before Run
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)

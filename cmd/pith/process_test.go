@@ -26,13 +26,19 @@ import (
 // start runs a command as a process of its own.
 func start(t *testing.T, url string, args ...string) (*exec.Cmd, *dbtest.Output) {
 	t.Helper()
+	return startIn(t, environ(url), args...)
+}
+
+// startIn does so in an environment.
+func startIn(t *testing.T, environment []string, args ...string) (*exec.Cmd, *dbtest.Output) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var errOut dbtest.Output
 	cmd := exec.Command(self, args...)
-	cmd.Env, cmd.Stderr = environ(url), &errOut
+	cmd.Env, cmd.Stderr = environment, &errOut
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

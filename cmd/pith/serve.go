@@ -31,12 +31,19 @@ type apiCmd struct {
 	TrustProxy    bool          `name:"trust-proxy" help:"Take the scheme of links from the proxy's X-Forwarded-Proto."`
 	NameTemplate  string        `default:"{pid}@{hostname}" help:"Name of the process; {fqdn} is known too."`
 	TTL           time.Duration `name:"ttl" default:"120s" help:"How long after a beat the process counts as online."`
+
+	metricsFlags
 }
 
 // Run runs the command.
 func (c apiCmd) Run(ctx context.Context, s *session) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
+	meter, pushed, err := s.meter(ctx, c.metricsFlags, "pulp-api")
+	if err != nil {
+		return err
+	}
+	defer pushed()
 	s.conns = apiConns
 	p, err := s.connect(ctx)
 	if err != nil {
@@ -47,7 +54,7 @@ func (c apiCmd) Run(ctx context.Context, s *session) error {
 		return s.newClient(p, tasking.Config{App: app})
 	}, api.Config{
 		Root: c.Root, ContentOrigin: c.ContentOrigin, TrustProxy: c.TrustProxy, NameTemplate: c.NameTemplate, TTL: c.TTL,
-		Version: builtin.Version, Log: s.log,
+		Version: builtin.Version, Meter: meter, Log: s.log,
 	})
 	if err != nil {
 		return usage("%v", err)

@@ -35,6 +35,19 @@ func fetch(ctx context.Context, url, user, password string) (status int, body st
 	return res.StatusCode, string(data)
 }
 
+// listenAddress waits until an API listens, and answers where.
+func listenAddress(t *testing.T, log *dbtest.Output) string {
+	t.Helper()
+	var address string
+	dbtest.Until(t, "the API listens", func(context.Context) (bool, error) {
+		_, said, _ := strings.Cut(log.String(), `"msg":"api listens","address":"`)
+		var ok bool
+		address, _, ok = strings.Cut(said, `"`)
+		return ok, nil
+	})
+	return address
+}
+
 func TestAPIServesItsUsersAndEndsPolitely(t *testing.T) {
 	t.Parallel()
 	db := dbtest.New(t)
@@ -47,13 +60,7 @@ func TestAPIServesItsUsersAndEndsPolitely(t *testing.T) {
 	pithIn(t, db.URL, strings.Repeat("x", 73)+"\n", "user", "password", "alice").wants(t, exitFailure, "72 bytes")
 
 	cmd, log := start(t, db.URL, "api", "--listen", "127.0.0.1:0", "--admin-password", "of admin", "--name-template", "api-{pid}")
-	var address string
-	dbtest.Until(t, "the API listens", func(context.Context) (bool, error) {
-		_, said, _ := strings.Cut(log.String(), `"msg":"api listens","address":"`)
-		var ok bool
-		address, _, ok = strings.Cut(said, `"`)
-		return ok, nil
-	})
+	address := listenAddress(t, log)
 	base := "http://" + address + "/pulp/api/v3/"
 	dbtest.Until(t, "the API is online", func(ctx context.Context) (bool, error) {
 		status, body := fetch(ctx, base+"status/", "", "")

@@ -28,13 +28,20 @@ type workerCmd struct {
 	WorkDir      string        `name:"work-dir" placeholder:"DIR" help:"Where tasks that run in processes of their own get their working directories. Default: the system's for temporary files."`
 	Diagnostics  []string      `placeholder:"NAME" help:"Profiles to make of tasks whose dispatcher asks for them: memory, cpu, heap."`
 	Grace        time.Duration `default:"600s" help:"How long tasks may go on after an interrupt; negative: without limit."`
+
+	metricsFlags
 }
 
 // Run runs the command.
 func (c workerCmd) Run(ctx context.Context, s *session) error {
+	meter, pushed, err := s.meter(ctx, c.metricsFlags, "pulp-worker")
+	if err != nil {
+		return err
+	}
+	defer pushed()
 	return s.work(ctx, tasking.Config{Diagnostics: c.Diagnostics}, worker.Config{
 		Concurrency: c.Concurrency, Auxiliary: c.Auxiliary, Burst: c.Burst, NameTemplate: c.NameTemplate,
-		TTL: c.TTL, Grace: c.Grace, WorkDir: c.WorkDir,
+		TTL: c.TTL, Grace: c.Grace, WorkDir: c.WorkDir, Meter: meter,
 	})
 }
 

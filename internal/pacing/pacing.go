@@ -184,14 +184,22 @@ type House struct {
 // NewHouse draws a pause before the next housekeeping.
 func NewHouse(r *rand.Rand) *House { return &House{share: 0.5 + uniform(r)} }
 
+// houseStep is how often a fleet of that TTL keeps house, on average.
+func houseStep(ttl time.Duration) time.Duration { return min(houseEvery, ttl/4) }
+
 // Next is how long to rest until the next call; 0: keep house now. The more housekeepers there are, the
 // longer is the whole pause, and the shorter should they become fewer meanwhile.
 func (h *House) Next(ttl time.Duration, housekeepers int) time.Duration {
-	step := min(houseEvery, ttl/4)
+	step := houseStep(ttl)
 	whole := time.Duration(h.share * float64(step) * float64(max(housekeepers, 1)))
 	pause := max(min(max(step, min(whole/10, houseLook)), whole-h.rest), 0)
 	h.rest += pause
 	return pause
+}
+
+// OncePerBeat draws whether this housekeeping does what the whole fleet is to do about once per BeatEvery.
+func OncePerBeat(ttl time.Duration, r *rand.Rand) bool {
+	return uniform(r)*float64(BeatEvery(ttl)) < float64(houseStep(ttl))
 }
 
 func exponential(r *rand.Rand) float64 {

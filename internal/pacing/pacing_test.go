@@ -253,6 +253,22 @@ func TestFleetKeepsHouseAtTheRateWhateverItsSize(t *testing.T) {
 	}
 }
 
+func TestFleetDoesOncePerBeatWhatIsToBeDoneOncePerBeat(t *testing.T) {
+	t.Parallel()
+	for _, ttl := range []time.Duration{time.Second, 30 * time.Second, 120 * time.Second} {
+		r, done := seeded(), 0
+		const draws = 10_000
+		for range draws {
+			if OncePerBeat(ttl, r) {
+				done++
+			}
+		}
+		if every := float64(houseStep(ttl)) * draws / float64(done); math.Abs(every/float64(BeatEvery(ttl))-1) > 0.1 {
+			t.Errorf("ttl %s: every %s, beats come every %s", ttl, time.Duration(every), BeatEvery(ttl))
+		}
+	}
+}
+
 func TestHousekeeperGoesSoonWhenItIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	h := NewHouse(seeded())

@@ -132,6 +132,13 @@ SELECT count(*)::int FROM task me JOIN task o ON o.state = 'waiting' AND o.block
     AND (o.rank, o.unblocked_at) < (me.rank, me.unblocked_at)
 WHERE me.id = @id::uuid;
 
+-- name: TaskUnblocked :one
+-- For metrics: how many runnable tasks nobody has claimed for some seconds or more, and how long the first of all has been
+-- waiting, in seconds. It reads the index of what can be claimed, whole.
+SELECT count(*) FILTER (WHERE t.unblocked_at <= now() - make_interval(secs => @seconds::float8)) AS tasks,
+    coalesce(extract(epoch FROM now() - min(t.unblocked_at)), 0)::float8 AS longest_seconds
+FROM task t WHERE t.state = 'waiting' AND t.blocked_on = 0;
+
 -- name: TaskCount :one
 -- How many tasks there are.
 SELECT count(*) FROM task;
