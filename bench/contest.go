@@ -83,6 +83,8 @@ type contestant struct {
 	// Default: drive makes its own work.
 	fill    filling
 	backlog int
+	// stock: the backlog is there to be looked at. Default: the run works it off.
+	stock bool
 	// begin prepares a run, past the pooler and before anything is measured. What it returns ends it.
 	begin func(ctx context.Context, p *pgxpool.Pool) (end func(context.Context) error, err error)
 	// drive does tasks until its context ends, lets those under way end, and then returns nil.
@@ -245,16 +247,19 @@ func (c contestant) expected(p pace) time.Duration {
 		rate   = 10_000          // tasks per second
 	)
 	warmUp, window := c.span(p)
-	if c.fill.do == nil {
+	if !c.worksOff() {
 		return around + warmUp + window
 	}
 	return around + min(warmUp+window, time.Duration(c.backlog)*time.Second/rate)
 }
 
+// worksOff reports whether a run works off a backlog.
+func (c contestant) worksOff() bool { return c.fill.do != nil && !c.stock }
+
 // span is how long a run warms up and is measured, at most.
 func (c contestant) span(p pace) (warmUp, window time.Duration) {
 	warmUp, window = p.warmUp, p.window
-	if c.fill.do != nil {
+	if c.worksOff() {
 		warmUp, window = p.longest, p.longest
 	}
 	if c.warmUp > 0 {
@@ -276,9 +281,9 @@ func (c contestant) measured(p pace) string {
 	switch {
 	case c.when != "":
 		return c.when
-	case c.fill.do != nil && p.quick:
+	case c.worksOff() && p.quick:
 		return fmt.Sprintf("until nine tenths of the backlog are done, for %s at most", window)
-	case c.fill.do != nil:
+	case c.worksOff():
 		return fmt.Sprintf("from a tenth of the backlog, or %s,%s until nine tenths, for %s at most", warmUp, after, window)
 	}
 	return fmt.Sprintf("for %s after a warm-up of %s", window, warmUp)

@@ -36,6 +36,10 @@ var queueScenarios = []scenario{
 		what: "How many immediate tasks do the processes of an API dispatch and run?",
 	},
 	{
+		name: "lists", contests: lists, columns: listColumns(),
+		what: "How long do calls of the REST API take with a million tasks?",
+	},
+	{
 		name: "snapshot", contests: snapshot, columns: append(slices.Clone(standardColumns), own(lastPart)),
 		what: "What does an old snapshot cost, which keeps vacuum from all rows that die meanwhile?",
 	},

@@ -149,7 +149,7 @@ func (s *stage) measure(ctx context.Context, pace pace, c contestant) (sample Sa
 	}
 	defer func() { err = errors.Join(err, end(context.WithoutCancel(ctx))) }()
 	var exhausted <-chan struct{}
-	if c.fill.do != nil {
+	if c.worksOff() {
 		exhausted = t.Mark(c.backlog)
 	}
 	var from *reading
@@ -169,7 +169,7 @@ func (s *stage) measure(ctx context.Context, pace pace, c contestant) (sample Sa
 		driveErr = c.drive(driving, t)
 	}()
 	sample, err = s.window(ctx, t, from, exhausted, ended)
-	if err == nil && c.fill.do != nil && pace.quick {
+	if err == nil && c.worksOff() && pace.quick {
 		err = await(ctx, 0, exhausted, nil, ended) // to see that nothing is lost
 	}
 	stop()
