@@ -277,7 +277,7 @@ func refusedFields(s scene) []refusal {
 			"groups": {unexpected},
 		})),
 		wrong("not unique", post("users/", `{"username": "guest"}`), about("username", "This field must be unique.")),
-		wrong("across fields", post(s.task+"add_role/", `{"role": "core.task_owner"}`), about("non_field_errors", "One of 'users' or 'groups' must be specified.")),
+		wrong("across fields", post(s.task+"add_role/", `{"role": "core.taskschedule_owner"}`), about("non_field_errors", "The role does not contain any permission for that object.")),
 	}
 }
 

@@ -329,11 +329,15 @@ func TestRolesOnAnObjectAreGivenAndTakenByWhoManagesThem(t *testing.T) {
 		h.answers(remove, http.StatusBadRequest, `{"non_field_errors": ["The role is not assigned to user 'eve'."]}`)
 		h.answers(request{path: tt.object, user: "eve"}, http.StatusNotFound, tt.missing)
 
+		// Nobody is some users, too.
+		add.body, remove.body = `{"role": "`+tt.viewer+`"}`, `{"role": "`+tt.viewer+`", "users": []}`
+		nobody := `{"users": [], "groups": [], "role": "` + tt.viewer + `"}`
+		h.answers(add, http.StatusCreated, nobody)
+		h.answers(remove, http.StatusCreated, nobody)
+
 		for body, want := range map[string]string{
 			`{"users": ["eve"]}`:                                                 `{"role": ["This field is required."]}`,
 			`{"role": "core.nothing", "users": ["eve"]}`:                         `{"role": ["Role with name 'core.nothing' does not exist."]}`,
-			`{"role": "` + tt.viewer + `"}`:                                      `{"non_field_errors": ["One of 'users' or 'groups' must be specified."]}`,
-			`{"role": "` + tt.viewer + `", "users": []}`:                         `{"non_field_errors": ["One of 'users' or 'groups' must be specified."]}`,
 			`{"role": "` + tt.viewer + `", "users": ["nobody"]}`:                 `{"users": ["Object with username=nobody does not exist."]}`,
 			`{"role": "` + tt.viewer + `", "users": ["eve", "no", "one"]}`:       `{"users": ["Object with username=no does not exist.", "Object with username=one does not exist."]}`,
 			`{"role": "` + tt.viewer + `", "users": ["eve"], "groups": ["all"]}`: `{"groups": ["Object with name=all does not exist."]}`,

@@ -181,9 +181,6 @@ func (s *Server) roleUsers(ctx context.Context, res *Resource, body nestedRoleBo
 	if !ok {
 		wrong.Add("role", "Role with name '"+body.Role+"' does not exist.")
 	}
-	if len(body.Users)+len(body.Groups) == 0 {
-		wrong.Add(NonField, "One of 'users' or 'groups' must be specified.")
-	}
 	for _, name := range body.Groups {
 		wrong.Add("groups", "Object with name="+name+" does not exist.")
 	}

@@ -25,9 +25,10 @@ type userRoleReply struct {
 }
 
 type userRoleBody struct {
-	Role          string  `json:"role" api:"required"`
-	ContentObject *string `json:"content_object" api:"null required" doc:"The href or PRN of an object; null: all."`
-	Domain        *string `json:"domain" api:"null" doc:"Must be null: there is one domain."`
+	Role             string   `json:"role" api:"required"`
+	ContentObject    **string `json:"content_object" api:"null" doc:"The href or PRN of an object; null: all. This or content_object_prn is required."`
+	ContentObjectPRN **string `json:"content_object_prn" api:"null" doc:"The same by its PRN."`
+	Domain           *string  `json:"domain" api:"null" doc:"Must be null: there is one domain."`
 }
 
 // prnOn is the PRN of the object that a role is on; "": it is on all.
@@ -200,25 +201,44 @@ func (s *Server) readUserRole(ctx context.Context, r *Request) (Reply, error) {
 	return OK(reply)
 }
 
+// objectOf is the model and the key of the object that a body names, both empty for all objects. It notes what is wrong.
+func (s *Server) objectOf(ctx context.Context, body userRoleBody, wrong FieldErrors) (model, key string, err error) {
+	if body.ContentObject == nil && body.ContentObjectPRN == nil {
+		wrong.Add("content_object", "This field is required.")
+	}
+	for _, f := range []struct {
+		name string
+		text **string
+	}{{"content_object", body.ContentObject}, {"content_object_prn", body.ContentObjectPRN}} {
+		if f.text == nil || *f.text == nil {
+			continue
+		}
+		on, err := s.resolve(ctx, []string{**f.text}, true)
+		switch {
+		case err != nil:
+			return "", "", err
+		case on[0].gone:
+			wrong.Add(f.name, "Object does not exist.")
+		case !on[0].named():
+			wrong.Add(f.name, "URI not valid: "+**f.text)
+		case model != "" && (model != on[0].Resource.Model || key != on[0].Key):
+			wrong.Add(f.name, "Must name the same object as 'content_object'.")
+		default:
+			model, key = on[0].Resource.Model, on[0].Key
+		}
+	}
+	return model, key, nil
+}
+
 func (s *Server) createUserRole(ctx context.Context, r *Request, body userRoleBody) (Reply, error) {
 	wrong := FieldErrors{}
 	known, ok := s.role(body.Role)
 	if !ok {
 		wrong.Add("role", "Role with name '"+body.Role+"' does not exist.")
 	}
-	model, object := "", ""
-	if body.ContentObject != nil {
-		on, err := s.resolve(ctx, []string{*body.ContentObject}, true)
-		switch {
-		case err != nil:
-			return Reply{}, err
-		case on[0].gone:
-			wrong.Add("content_object", "Object does not exist.")
-		case !on[0].named():
-			wrong.Add("content_object", "URI not valid: "+*body.ContentObject)
-		default:
-			model, object = on[0].Resource.Model, on[0].Key
-		}
+	model, object, err := s.objectOf(ctx, body, wrong)
+	if err != nil {
+		return Reply{}, err
 	}
 	if body.Domain != nil {
 		wrong.Add("domain", "Domains are not enabled: must be null.")

@@ -249,21 +249,55 @@ func TestObjectOfARoleIsGivenByHrefOrPRN(t *testing.T) {
 	}
 }
 
+func TestUserRolesNameObjectsByPRNAlone(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	id, task := h.dispatch("dummy_task", nil, tasking.Options{})
+	prn := "prn:core.task:" + id.String()
+	for _, body := range []map[string]any{
+		{"content_object_prn": prn},
+		{"content_object": nil, "content_object_prn": prn},
+		{"content_object": task, "content_object_prn": prn},
+		{"content_object": task, "content_object_prn": nil},
+	} {
+		body["role"] = "core.task_viewer"
+		made := struct {
+			PulpHref string `json:"pulp_href"`
+			Object   string `json:"content_object"`
+			PRN      string `json:"content_object_prn"`
+		}{}
+		h.want(post("users/1/roles/", body), http.StatusCreated, &made)
+		if made.Object != task || made.PRN != prn {
+			t.Errorf("%v made %+v", body, made)
+		}
+		h.answers(send(http.MethodDelete, made.PulpHref, nil), http.StatusNoContent, "")
+	}
+	all := h.want(post("users/1/roles/", `{"role": "core.task_viewer", "content_object_prn": null}`), http.StatusCreated, nil)
+	if !strings.Contains(string(all.body), `"content_object":null,"content_object_prn":null`) {
+		t.Errorf("on all: %s", all.body)
+	}
+}
+
 func TestBadUserRolesAreRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	_, task := h.dispatch("dummy_task", nil, tasking.Options{})
+	another, _ := h.dispatch("dummy_task", nil, tasking.Options{})
 	for body, want := range map[string]string{
-		`{}`: `{"role": ["This field is required."], "content_object": ["This field is required."]}`,
-		`{"role": "core.nothing", "content_object": null}`:                                                `{"role": ["Role with name 'core.nothing' does not exist."]}`,
-		`{"role": "", "content_object": null}`:                                                            `{"role": ["This field may not be blank."]}`,
-		`{"role": "core.task_viewer", "content_object": "nonsense"}`:                                      `{"content_object": ["URI not valid: nonsense"]}`,
-		`{"role": "core.task_viewer", "content_object": "` + root + `tasks/"}`:                            `{"content_object": ["URI not valid: ` + root + `tasks/"]}`,
-		`{"role": "core.task_viewer", "content_object": "prn:core.nothing:1"}`:                            `{"content_object": ["URI not valid: prn:core.nothing:1"]}`,
-		`{"role": "core.task_viewer", "content_object": "` + root + `tasks/` + nowhere + `/"}`:            `{"content_object": ["Object does not exist."]}`,
-		`{"role": "core.task_viewer", "content_object": "prn:core.task:` + nowhere + `"}`:                 `{"content_object": ["Object does not exist."]}`,
-		`{"role": "core.taskschedule_viewer", "content_object": "prn:core.taskschedule:` + nowhere + `"}`: `{"content_object": ["Object does not exist."]}`,
-		`{"role": "core.task_viewer", "content_object": null, "domain": "prn:core.domain:1"}`:             `{"domain": ["Domains are not enabled: must be null."]}`,
+		`{}`:                           `{"role": ["This field is required."]}`,
+		`{"role": "core.task_viewer"}`: `{"content_object": ["This field is required."]}`,
+		`{"role": "core.task_viewer", "content_object_prn": "prn:core.task:"}`:                                                           `{"content_object_prn": ["URI not valid: prn:core.task:"]}`,
+		`{"role": "core.task_viewer", "content_object_prn": "prn:core.task:` + nowhere + `"}`:                                            `{"content_object_prn": ["Object does not exist."]}`,
+		`{"role": "core.task_viewer", "content_object": "` + task + `", "content_object_prn": "prn:core.task:` + another.String() + `"}`: `{"content_object_prn": ["Must name the same object as 'content_object'."]}`,
+		`{"role": "core.nothing", "content_object": null}`:                                                                               `{"role": ["Role with name 'core.nothing' does not exist."]}`,
+		`{"role": "", "content_object": null}`:                                                                                           `{"role": ["This field may not be blank."]}`,
+		`{"role": "core.task_viewer", "content_object": "nonsense"}`:                                                                     `{"content_object": ["URI not valid: nonsense"]}`,
+		`{"role": "core.task_viewer", "content_object": "` + root + `tasks/"}`:                                                           `{"content_object": ["URI not valid: ` + root + `tasks/"]}`,
+		`{"role": "core.task_viewer", "content_object": "prn:core.nothing:1"}`:                                                           `{"content_object": ["URI not valid: prn:core.nothing:1"]}`,
+		`{"role": "core.task_viewer", "content_object": "` + root + `tasks/` + nowhere + `/"}`:                                           `{"content_object": ["Object does not exist."]}`,
+		`{"role": "core.task_viewer", "content_object": "prn:core.task:` + nowhere + `"}`:                                                `{"content_object": ["Object does not exist."]}`,
+		`{"role": "core.taskschedule_viewer", "content_object": "prn:core.taskschedule:` + nowhere + `"}`:                                `{"content_object": ["Object does not exist."]}`,
+		`{"role": "core.task_viewer", "content_object": null, "domain": "prn:core.domain:1"}`:                                            `{"domain": ["Domains are not enabled: must be null."]}`,
 		`{"role": "core.no", "content_object": "` + task + `x", "domain": "d"}`: `{"role": ["Role with name 'core.no' does not exist."],
 			"content_object": ["URI not valid: ` + task + `x"], "domain": ["Domains are not enabled: must be null."]}`,
 		`{"role": "core.task_viewer", "content_object": null, "user": 1}`: `{"user": ["Unexpected field"]}`,
