@@ -213,11 +213,14 @@ type Role struct {
 	Permissions       []string
 }
 
+// viewTask is the permission to see a task.
+const viewTask = "core.view_task"
+
 // coreRoles are those of the core, by name.
 var coreRoles = []Role{
-	{"core.task_owner", "Allow all actions on a task.", []string{"core.change_task", "core.delete_task", "core.manage_roles_task", "core.view_task", "core.view_task_profile_artifacts"}},
+	{"core.task_owner", "Allow all actions on a task.", []string{"core.change_task", "core.delete_task", "core.manage_roles_task", viewTask, "core.view_task_profile_artifacts"}},
 	{"core.task_user_dispatcher", "Has dispatched a task.", []string{"core.add_task"}},
-	{"core.task_viewer", "View any task.", []string{"core.view_task"}},
+	{"core.task_viewer", "View any task.", []string{viewTask}},
 	{"core.taskschedule_owner", "Manage a task schedule.", []string{"core.manage_roles_taskschedule", "core.view_taskschedule"}},
 	{"core.taskschedule_viewer", "View a task schedule.", []string{"core.view_taskschedule"}},
 }

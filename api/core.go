@@ -55,7 +55,7 @@ func (s *Server) core() Component {
 				Method: http.MethodPost, Path: "purge/", Verb: "purge", Summary: "Dispatch a task that deletes old tasks.",
 				Replies: map[int]any{http.StatusAccepted: AsyncOperationReply{}}, Do: With(s.purgeTasks),
 			},
-		}, RoleOperations("core.manage_roles_task", "core.view_task")...),
+		}, RoleOperations("core.manage_roles_task", viewTask)...),
 	}
 	o.groups = &Resource{
 		Path: "task-groups/", Name: "task_groups", Key: "task_group", Model: "core.taskgroup", Noun: "TaskGroup", Tag: "Task-Groups",
@@ -248,7 +248,7 @@ func (s *Server) taskCollection() *Collection {
 			"created_resources": createdResource, "reserved_resources": reserved(""), "exclusive_resources": reserved(""), "shared_resources": reserved("shared:"),
 		},
 		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
-			return r.Visible(ctx, s.own.tasks, "core.view_task")
+			return r.Visible(ctx, s.own.tasks, viewTask)
 		},
 		Count: s.countTasks,
 	}
@@ -270,7 +270,7 @@ func (s *Server) countTasks(ctx context.Context, r *Request, all bool) (int, boo
 		return 0, false, nil
 	case !all:
 		n, err := query(ctx, func(ctx context.Context) (int64, error) {
-			return s.q.UserRoleTaskCount(ctx, s.db, db.UserRoleTaskCountParams{UserID: int32(r.User.ID), Roles: s.rolesWith("core.view_task")})
+			return s.q.UserRoleTaskCount(ctx, s.db, db.UserRoleTaskCountParams{UserID: int32(r.User.ID), Roles: s.rolesWith(viewTask)})
 		})
 		return int(n), true, err
 	}
@@ -327,7 +327,7 @@ func (s *Server) groupCollection() *Collection {
 		Relation: "task_group", Lax: true, MaxLimit: maxGroups,
 		Filters: filter.Set{Key: "id", Newest: "id DESC"},
 		Scope: func(ctx context.Context, r *Request) (string, []any, error) {
-			condition, args, err := r.Visible(ctx, s.own.tasks, "core.view_task")
+			condition, args, err := r.Visible(ctx, s.own.tasks, viewTask)
 			if condition != "true" { // of one of its tasks at least
 				condition = "id IN (SELECT v.task_group FROM task v WHERE v." + condition + ")"
 			}

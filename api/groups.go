@@ -126,7 +126,7 @@ func (s *Server) mayGroup(ctx context.Context, r *Request, id uuid.UUID, permiss
 	}
 	counts, err := query(ctx, func(ctx context.Context) (db.TaskGroupPermittedRow, error) {
 		return s.q.TaskGroupPermitted(ctx, s.db, db.TaskGroupPermittedParams{
-			TaskGroup: pgUUID(id), UserID: int32(r.User.ID), View: s.rolesWith("core.view_task"), Roles: s.rolesWith(permission),
+			TaskGroup: pgUUID(id), UserID: int32(r.User.ID), View: s.rolesWith(viewTask), Roles: s.rolesWith(permission),
 		})
 	})
 	switch {
@@ -134,14 +134,14 @@ func (s *Server) mayGroup(ctx context.Context, r *Request, id uuid.UUID, permiss
 		return err
 	case counts.Visible == 0:
 		return NotFound("TaskGroup")
-	case permission != "core.view_task" && counts.Permitted < counts.Tasks:
+	case permission != viewTask && counts.Permitted < counts.Tasks:
 		return errDenied
 	}
 	return nil
 }
 
 func (s *Server) readGroup(ctx context.Context, r *Request) (Reply, error) {
-	if err := s.mayGroup(ctx, r, r.UUID(), "core.view_task"); err != nil {
+	if err := s.mayGroup(ctx, r, r.UUID(), viewTask); err != nil {
 		return Reply{}, err
 	}
 	reply, err := r.aGroup(ctx)

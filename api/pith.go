@@ -146,7 +146,7 @@ type placeReply struct {
 }
 
 func (s *Server) explainTask(ctx context.Context, r *Request) (Reply, error) {
-	if _, err := s.aTask(ctx, r, "core.view_task"); err != nil {
+	if _, err := s.aTask(ctx, r, viewTask); err != nil {
 		return Reply{}, err
 	}
 	e, err := s.Tasks().Explain(ctx, r.UUID())
@@ -189,7 +189,7 @@ func (r *Request) redact(ctx context.Context, e *tasking.Explanation) error {
 	}
 	seen, err := query(ctx, func(ctx context.Context) ([]string, error) {
 		return r.server.q.UserRoleHeldOn(ctx, r.server.db, db.UserRoleHeldOnParams{
-			Objects: holders, UserID: int32(r.User.ID), Roles: r.server.rolesWith("core.view_task"), Model: taskModel,
+			Objects: holders, UserID: int32(r.User.ID), Roles: r.server.rolesWith(viewTask), Model: taskModel,
 		})
 	})
 	if err != nil {

@@ -212,13 +212,13 @@ func (s *Server) aTask(ctx context.Context, r *Request, permission string) (task
 		return t, NotFound("Task")
 	}
 	if err == nil {
-		err = r.May(ctx, s.own.tasks, permission, "core.view_task")
+		err = r.May(ctx, s.own.tasks, permission, viewTask)
 	}
 	return t, err
 }
 
 func (s *Server) readTask(ctx context.Context, r *Request) (Reply, error) {
-	t, err := s.aTask(ctx, r, "core.view_task")
+	t, err := s.aTask(ctx, r, viewTask)
 	if err != nil {
 		return Reply{}, err
 	}
