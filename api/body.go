@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"mime/multipart"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -42,22 +43,76 @@ func readBody(r *http.Request) (values, error) {
 	case err == nil && kind == "application/json":
 		return jsonValues(data)
 	case err == nil && kind == "application/x-www-form-urlencoded":
-		form, err := url.ParseQuery(string(data))
-		if err != nil {
-			return values{}, detail(http.StatusBadRequest, "Malformed form: "+err.Error())
-		}
-		return values{form: form}, nil
+		return values{form: readPairs(string(data))}, nil
 	case err == nil && kind == "multipart/form-data":
-		r.Body = io.NopCloser(bytes.NewReader(data))
-		if params["boundary"] == "" {
-			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - Invalid boundary in multipart: None")
-		}
-		if err := r.ParseMultipartForm(maxBody); err != nil {
-			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - "+err.Error())
-		}
-		return values{form: r.MultipartForm.Value}, nil
+		return multipartValues(data, params["boundary"])
 	}
 	return values{}, detail(http.StatusUnsupportedMediaType, `Unsupported media type "`+r.Header.Get("Content-Type")+`" in request.`)
+}
+
+// multipartValues reads the parts of a form. None is a file: those are what no operation has asked for.
+func multipartValues(data []byte, boundary string) (values, error) {
+	if boundary == "" {
+		return values{}, detail(http.StatusBadRequest, "Multipart form parse error - Invalid boundary in multipart: None")
+	}
+	form, wrong := url.Values{}, FieldErrors{}
+	for parts := multipart.NewReader(bytes.NewReader(data), boundary); ; {
+		part, err := parts.NextPart()
+		if err == io.EOF && !bytes.Contains(data, []byte("--"+boundary+"--")) {
+			err = io.ErrUnexpectedEOF
+		}
+		switch {
+		case err == io.EOF && len(wrong) > 0:
+			return values{}, wrong
+		case err == io.EOF:
+			return values{form: form}, nil
+		case err != nil:
+			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - "+err.Error())
+		}
+		text, err := io.ReadAll(part)
+		if err != nil {
+			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - "+err.Error())
+		}
+		if part.FileName() != "" {
+			wrong[part.FormName()] = []string{"A file is not expected here."}
+		}
+		form.Add(part.FormName(), strings.ToValidUTF8(string(text), "\uFFFD"))
+	}
+}
+
+// readPairs reads the pairs of a query or a form as Django does: only & separates them, none is left out, and a percent sign that
+// begins no escape is one.
+func readPairs(text string) url.Values {
+	out := url.Values{}
+	for pair := range strings.SplitSeq(text, "&") {
+		if pair != "" {
+			name, value, _ := strings.Cut(pair, "=")
+			name = unescaped(name)
+			out[name] = append(out[name], unescaped(value))
+		}
+	}
+	return out
+}
+
+// unescaped is a name or a value of a pair, without what is not UTF-8.
+func unescaped(text string) string {
+	var out strings.Builder
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; c {
+		case '+':
+			out.WriteByte(' ')
+		case '%':
+			if escape, err := url.PathUnescape(text[i:min(i+3, len(text))]); err == nil {
+				out.WriteString(escape)
+				i += 2
+				continue
+			}
+			fallthrough
+		default:
+			out.WriteByte(c)
+		}
+	}
+	return strings.ToValidUTF8(out.String(), "\uFFFD")
 }
 
 func jsonValues(data []byte) (values, error) {

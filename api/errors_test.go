@@ -298,9 +298,13 @@ func refusedBodies(s scene) []refusal {
 		bad("unknown type with quotes", `text/plain; charset="utf-8"`, canceled, 415, detailed(`Unsupported media type "text/plain; charset="utf-8"" in request.`)),
 		bad("no type", "", canceled, 415, detailed(`Unsupported media type "" in request.`)),
 		bad("malformed type", "application/json; charset", canceled, 415, detailed(`Unsupported media type "application/json; charset" in request.`)),
-		bad("malformed form", "application/x-www-form-urlencoded", "state=%zz", 400, detailed(`Malformed form: invalid URL escape "%zz"`)),
+		bad("no escape in a form", "application/x-www-form-urlencoded", "state=%zz;", 400, about("state", `"%zz;" is not a valid choice.`)),
 		bad("no boundary", "multipart/form-data", "x", 400, detailed("Multipart form parse error - Invalid boundary in multipart: None")),
 		bad("malformed multipart form", "multipart/form-data; boundary=b", "x", 400, detailed("Multipart form parse error - multipart: NextPart: EOF")),
+		bad("multipart form without its end", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=\"state\"\r\n\r\ncanceled\r\n", 400,
+			detailed("Multipart form parse error - unexpected EOF")),
+		bad("file", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=\"state\"; filename=\"x\"\r\n\r\ncanceled\r\n--b--\r\n", 400,
+			about("state", "A file is not expected here.")),
 		bad("too long", "application/json", strings.Repeat(" ", 1<<20+1), 413, detailed("The body has more than 1048576 bytes.")),
 		bad("too long, and of an unknown type", "text/plain", strings.Repeat(" ", 1<<20+1), 413, detailed("The body has more than 1048576 bytes.")),
 	}
@@ -328,6 +332,8 @@ func refusedFilters() []refusal {
 		one(path, "ordering", "-foo", choice("-foo"))
 		one(path, "q", "foo=1", "Filter 'foo' does not exist.")
 	}
+	refuse("tasks/", "foo;bar=1", about("errors", "Invalid Filter: 'foo;bar'"))
+	refuse("tasks/", "state=%zz;", about("state", choice("%zz;")))
 	refuse("tasks/", "foo=1&bar=2&state__contains=x", about("errors", "Invalid Filter: 'bar'", "Invalid Filter: 'foo'", "Invalid Filter: 'state__contains'"))
 	one("tasks/", "state", "bogus", choice("bogus"))
 	one("tasks/", "state__ne", "bogus", choice("bogus"))

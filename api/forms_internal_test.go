@@ -234,6 +234,26 @@ func FuzzResolve(f *testing.F) {
 const longest = 65536 * 24 * time.Hour
 
 // FuzzInterval writes intervals and reads them.
+func TestPairsOfAQueryAreReadAsDjangoDoes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]url.Values{
+		"":                      {},
+		"&&":                    {},
+		"a":                     {"a": {""}},
+		"a=1&b=2&a=3":           {"a": {"1", "3"}, "b": {"2"}},
+		"a=b=c&=d":              {"a": {"b=c"}, "": {"d"}},
+		"a=x;b=y":               {"a": {"x;b=y"}},
+		"a+b=%41%20+%2B%26%3d":  {"a b": {"A  +&="}},
+		"a=%zz&b=%&c=100%&d=%4": {"a": {"%zz"}, "b": {"%"}, "c": {"100%"}, "d": {"%4"}},
+		"a=%C3%BC%ff&%ff=ü":     {"a": {"ü\uFFFD"}, "\uFFFD": {"ü"}},
+		"a=%%41":                {"a": {"%A"}},
+	} {
+		if got := readPairs(text); !cmp.Equal(got, want) {
+			t.Errorf("%q is read %q, want %q", text, got, want)
+		}
+	}
+}
+
 func FuzzInterval(f *testing.F) {
 	for _, seed := range []time.Duration{0, time.Microsecond, time.Second, time.Minute, 24*time.Hour - time.Microsecond, 24 * time.Hour, 49*time.Hour + 30, longest - 1} {
 		f.Add(int64(seed))

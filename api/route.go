@@ -112,13 +112,7 @@ func (rt *route) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 			rt.send(w, hr, Reply{Status: http.StatusInternalServerError, Body: Detail{"A server error occurred."}}, selection{})
 		}
 	}()
-	query := hr.URL.Query()
-	for name, list := range query {
-		for i, v := range list {
-			list[i] = strings.ToValidUTF8(v, "\uFFFD")
-		}
-		query[name] = list
-	}
+	query := readPairs(hr.URL.RawQuery)
 	r := &Request{Request: hr, Query: query, server: rt.server, resource: rt.resource}
 	reply, err := rt.answer(hr.Context(), w.Header(), r)
 	if err != nil {
