@@ -58,13 +58,11 @@ func multipartValues(data []byte, boundary string) (values, error) {
 	form, wrong := url.Values{}, FieldErrors{}
 	for parts := multipart.NewReader(bytes.NewReader(data), boundary); ; {
 		part, err := parts.NextPart()
-		if err == io.EOF && !bytes.Contains(data, []byte("--"+boundary+"--")) {
-			err = io.ErrUnexpectedEOF
-		}
+		ended := errors.Is(err, io.EOF) && bytes.Contains(data, []byte("--"+boundary+"--"))
 		switch {
-		case err == io.EOF && len(wrong) > 0:
+		case ended && len(wrong) > 0:
 			return values{}, wrong
-		case err == io.EOF:
+		case ended:
 			return values{form: form}, nil
 		case err != nil:
 			return values{}, detail(http.StatusBadRequest, "Multipart form parse error - "+err.Error())

@@ -104,24 +104,35 @@ type Found struct {
 func (r *Request) part(count int) Found {
 	f := Found{count: count}
 	limit, offset := r.window()
-	link := func(offset int) *string {
-		query := url.Values{}
-		maps.Copy(query, r.Query)
-		query.Set("limit", strconv.Itoa(limit))
-		query.Set("offset", strconv.Itoa(offset))
-		if offset <= 0 {
-			query.Del("offset")
-		}
-		to := r.base() + r.URL.EscapedPath() + "?" + query.Encode()
-		return &to
-	}
 	if offset+limit < count {
-		f.next = link(offset + limit)
+		f.next = r.pageAt(offset + limit)
 	}
 	if offset > 0 {
-		f.previous = link(offset - limit)
+		f.previous = r.pageAt(offset - limit)
 	}
 	return f
+}
+
+// pageAt is where the page of the list is that begins at an offset.
+func (r *Request) pageAt(offset int) *string {
+	limit, _ := r.window()
+	query := url.Values{}
+	maps.Copy(query, r.Query)
+	query.Set("limit", strconv.Itoa(limit))
+	query.Set("offset", strconv.Itoa(offset))
+	if offset <= 0 {
+		query.Del("offset")
+	}
+	to := r.base() + r.URL.EscapedPath() + "?" + query.Encode()
+	return &to
+}
+
+// end ends a page after n of its objects; the next one begins there.
+func (r *Request) end(f *Found, n int) {
+	if n < len(f.Keys) {
+		_, offset := r.window()
+		f.Keys, f.next = f.Keys[:n], r.pageAt(offset+n)
+	}
 }
 
 // statement makes the conditions of a request, and the statement that finds the keys of the objects that it is to list.

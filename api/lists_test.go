@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/pithworks/pith/api"
 	"github.com/pithworks/pith/tasking"
@@ -352,5 +354,50 @@ func (h *harness) finds(path, key string, values map[string]string, all []asked)
 	}
 	if len(offered) > 0 {
 		h.t.Errorf("%s: nobody asks for %v", path, slices.Sorted(maps.Keys(offered)))
+	}
+}
+
+func TestPageEndsWhereTasksBecomeLarge(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	var want []string
+	for range 5 {
+		_, href := h.dispatch("dummy_task", nil, tasking.Options{})
+		want = append(want, href)
+	}
+	slices.Reverse(want)
+	h.exec(`UPDATE task SET state = 'completed', finished_at = now(), result = to_json(repeat('x', 6 << 20))`)
+	var got []string
+	var lengths []int
+	for path := "tasks/?fields=pulp_href&limit=4"; ; {
+		var page struct {
+			Count   int
+			Next    *string
+			Results []struct {
+				PulpHref string `json:"pulp_href"`
+			}
+		}
+		h.get(path, &page)
+		if page.Count != len(want) {
+			t.Errorf("count is %d", page.Count)
+		}
+		for _, task := range page.Results {
+			got = append(got, task.PulpHref)
+		}
+		lengths = append(lengths, len(page.Results))
+		if page.Next == nil || len(lengths) > len(want) {
+			break
+		}
+		path = strings.TrimPrefix(*page.Next, h.http.URL)
+	}
+	if !slices.Equal(got, want) || !slices.Equal(lengths, []int{2, 2, 1}) {
+		t.Errorf("pages of %v tasks: %q, want %q", lengths, got, want)
+	}
+	// One that is larger than a page has a page of its own.
+	h.exec(`UPDATE task SET result = to_json(repeat('x', 17 << 20)) WHERE id = $1`, uuid.MustParse(keyIn(want[0])))
+	var page struct{ Results []json.RawMessage }
+	h.get("tasks/?fields=pulp_href", &page)
+	if len(page.Results) != 1 {
+		t.Errorf("%d tasks with one that is too large", len(page.Results))
 	}
 }

@@ -158,13 +158,47 @@ const (
 	roleDispatcher = "core.task_user_dispatcher"
 )
 
-// readTasks reads tasks in the order of their ids.
-func (r *Request) readTasks(ctx context.Context, keys []string) ([]tasking.Task, error) {
-	ids := make([]uuid.UUID, len(keys))
-	for i, key := range keys {
-		ids[i] = uuid.MustParse(key)
+const (
+	// maxPageBytes is about how long a page of tasks may be; one of a single task may be longer.
+	maxPageBytes = 16 << 20
+	// tasksPerRead bounds what is in memory of which maxPageBytes does not know yet.
+	tasksPerRead = 100
+)
+
+// readTasks reads the tasks of a page in the order of their ids. It ends the page where they become too large.
+func (r *Request) readTasks(ctx context.Context, found *Found) (all []tasking.Task, err error) {
+	bytes := 0
+	for keys := range slices.Chunk(found.Keys, tasksPerRead) {
+		ids := make([]uuid.UUID, len(keys))
+		for i, key := range keys {
+			ids[i] = uuid.MustParse(key)
+		}
+		tasks, err := r.server.Tasks().GetMany(ctx, ids...)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range tasks {
+			if bytes += told(t); bytes > maxPageBytes && len(all) > 0 {
+				r.end(found, slices.Index(found.Keys, t.ID.String()))
+				return all, nil
+			}
+			all = append(all, t)
+		}
 	}
-	return r.server.Tasks().GetMany(ctx, ids...)
+	return all, nil
+}
+
+// told is about how many bytes a task takes in a page, beside what all take.
+func told(t tasking.Task) int {
+	const href = 80
+	n := len(t.Result) + href*(len(t.Children)+len(t.Created)+len(t.Reserved))
+	if e := t.Error; e != nil {
+		n += len(e.Description) + len(e.Reason)
+		if e.Traceback != nil {
+			n += len(*e.Traceback)
+		}
+	}
+	return n
 }
 
 func (s *Server) listTasks(ctx context.Context, r *Request) (Reply, error) {
@@ -172,7 +206,7 @@ func (s *Server) listTasks(ctx context.Context, r *Request) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	tasks, err := r.readTasks(ctx, found.Keys)
+	tasks, err := r.readTasks(ctx, &found)
 	if err != nil {
 		return Reply{}, err
 	}

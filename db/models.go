@@ -358,6 +358,32 @@ type TaskSchedule struct {
 	CreatedAt    pgtype.Timestamptz
 }
 
+// Tasks as clients are told of them: without the arguments, which may be long.
+type TaskTold struct {
+	ID                      pgtype.UUID
+	State                   TaskState
+	Name                    string
+	Versions                json.RawMessage
+	MaxAttempts             int16
+	LoggingCid              string
+	CreatedAt               pgtype.Timestamptz
+	NotBefore               pgtype.Timestamptz
+	UnblockedAt             pgtype.Timestamptz
+	StartedAt               pgtype.Timestamptz
+	FinishedAt              pgtype.Timestamptz
+	AppLock                 pgtype.UUID
+	Attempt                 int32
+	BlockedOn               pgtype.Int2
+	Priority                int16
+	Immediate               bool
+	Deferred                bool
+	ReservedResourcesRecord []string
+	ParentTask              pgtype.UUID
+	TaskGroup               pgtype.UUID
+	Result                  []byte
+	Error                   []byte
+}
+
 // What the last attempt of a task took that ran in a process of its own.
 type TaskUsage struct {
 	TaskID  pgtype.UUID

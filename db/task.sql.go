@@ -7,7 +7,6 @@ package db
 
 import (
 	"context"
-	"encoding/json"
 
 	"github.com/jackc/pgx/v5/pgtype"
 )
@@ -257,9 +256,9 @@ func (q *Queries) TaskEnqueueDue(ctx context.Context, db DBTX, most int32) (int3
 }
 
 const TaskList = `-- name: TaskList :many
-SELECT t.id, t.seq, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at, t.app_lock, t.kind, t.rank, t.attempt, t.state, t.blocked_on, t.priority, t.immediate, t.deferred, t.reserved_resources_record, t.logging_cid, t.parent_task, t.task_group, t.args, t.result, t.error, k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+SELECT id, state, name, versions, max_attempts, logging_cid, created_at, not_before, unblocked_at, started_at, finished_at, app_lock, attempt, blocked_on, priority, immediate, deferred, reserved_resources_record, parent_task, task_group, result, error FROM task_told t
 WHERE (cardinality($1::text[]) = 0 OR t.state = ANY (($1::text[])::task_state[]))
-  AND ($2::text = '' OR k.name = $2::text)
+  AND ($2::text = '' OR t.name = $2::text)
   AND ($3::text = '' OR t.logging_cid = $3::text)
   AND ($4::uuid IS NULL OR t.task_group = $4::uuid)
   AND ($5::uuid IS NULL OR t.parent_task = $5::uuid)
@@ -278,15 +277,8 @@ type TaskListParams struct {
 	Most     int32
 }
 
-type TaskListRow struct {
-	Task        Task
-	Name        string
-	Versions    json.RawMessage
-	MaxAttempts int16
-}
-
 // Newest first, by id: a UUIDv7 begins with its time.
-func (q *Queries) TaskList(ctx context.Context, db DBTX, arg TaskListParams) ([]TaskListRow, error) {
+func (q *Queries) TaskList(ctx context.Context, db DBTX, arg TaskListParams) ([]TaskTold, error) {
 	rows, err := db.Query(ctx, TaskList,
 		arg.States,
 		arg.Name,
@@ -301,36 +293,32 @@ func (q *Queries) TaskList(ctx context.Context, db DBTX, arg TaskListParams) ([]
 		return nil, err
 	}
 	defer rows.Close()
-	var items []TaskListRow
+	var items []TaskTold
 	for rows.Next() {
-		var i TaskListRow
+		var i TaskTold
 		if err := rows.Scan(
-			&i.Task.ID,
-			&i.Task.Seq,
-			&i.Task.CreatedAt,
-			&i.Task.NotBefore,
-			&i.Task.UnblockedAt,
-			&i.Task.StartedAt,
-			&i.Task.FinishedAt,
-			&i.Task.AppLock,
-			&i.Task.Kind,
-			&i.Task.Rank,
-			&i.Task.Attempt,
-			&i.Task.State,
-			&i.Task.BlockedOn,
-			&i.Task.Priority,
-			&i.Task.Immediate,
-			&i.Task.Deferred,
-			&i.Task.ReservedResourcesRecord,
-			&i.Task.LoggingCid,
-			&i.Task.ParentTask,
-			&i.Task.TaskGroup,
-			&i.Task.Args,
-			&i.Task.Result,
-			&i.Task.Error,
+			&i.ID,
+			&i.State,
 			&i.Name,
 			&i.Versions,
 			&i.MaxAttempts,
+			&i.LoggingCid,
+			&i.CreatedAt,
+			&i.NotBefore,
+			&i.UnblockedAt,
+			&i.StartedAt,
+			&i.FinishedAt,
+			&i.AppLock,
+			&i.Attempt,
+			&i.BlockedOn,
+			&i.Priority,
+			&i.Immediate,
+			&i.Deferred,
+			&i.ReservedResourcesRecord,
+			&i.ParentTask,
+			&i.TaskGroup,
+			&i.Result,
+			&i.Error,
 		); err != nil {
 			return nil, err
 		}
@@ -469,54 +457,43 @@ func (q *Queries) TaskQueuePlaces(ctx context.Context, db DBTX, id pgtype.UUID) 
 }
 
 const TaskRead = `-- name: TaskRead :many
-SELECT t.id, t.seq, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at, t.app_lock, t.kind, t.rank, t.attempt, t.state, t.blocked_on, t.priority, t.immediate, t.deferred, t.reserved_resources_record, t.logging_cid, t.parent_task, t.task_group, t.args, t.result, t.error, k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+SELECT id, state, name, versions, max_attempts, logging_cid, created_at, not_before, unblocked_at, started_at, finished_at, app_lock, attempt, blocked_on, priority, immediate, deferred, reserved_resources_record, parent_task, task_group, result, error FROM task_told t
 WHERE t.id = ANY ($1::uuid[])
 `
 
-type TaskReadRow struct {
-	Task        Task
-	Name        string
-	Versions    json.RawMessage
-	MaxAttempts int16
-}
-
 // These tasks.
-func (q *Queries) TaskRead(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskReadRow, error) {
+func (q *Queries) TaskRead(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskTold, error) {
 	rows, err := db.Query(ctx, TaskRead, ids)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []TaskReadRow
+	var items []TaskTold
 	for rows.Next() {
-		var i TaskReadRow
+		var i TaskTold
 		if err := rows.Scan(
-			&i.Task.ID,
-			&i.Task.Seq,
-			&i.Task.CreatedAt,
-			&i.Task.NotBefore,
-			&i.Task.UnblockedAt,
-			&i.Task.StartedAt,
-			&i.Task.FinishedAt,
-			&i.Task.AppLock,
-			&i.Task.Kind,
-			&i.Task.Rank,
-			&i.Task.Attempt,
-			&i.Task.State,
-			&i.Task.BlockedOn,
-			&i.Task.Priority,
-			&i.Task.Immediate,
-			&i.Task.Deferred,
-			&i.Task.ReservedResourcesRecord,
-			&i.Task.LoggingCid,
-			&i.Task.ParentTask,
-			&i.Task.TaskGroup,
-			&i.Task.Args,
-			&i.Task.Result,
-			&i.Task.Error,
+			&i.ID,
+			&i.State,
 			&i.Name,
 			&i.Versions,
 			&i.MaxAttempts,
+			&i.LoggingCid,
+			&i.CreatedAt,
+			&i.NotBefore,
+			&i.UnblockedAt,
+			&i.StartedAt,
+			&i.FinishedAt,
+			&i.AppLock,
+			&i.Attempt,
+			&i.BlockedOn,
+			&i.Priority,
+			&i.Immediate,
+			&i.Deferred,
+			&i.ReservedResourcesRecord,
+			&i.ParentTask,
+			&i.TaskGroup,
+			&i.Result,
+			&i.Error,
 		); err != nil {
 			return nil, err
 		}

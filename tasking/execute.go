@@ -246,12 +246,28 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 	return a.state, a.err
 }
 
-// EncodeError is an error as the database stores it: "" for none.
+// maxErrorText is how many bytes of a description and of a traceback are kept.
+const maxErrorText = 64 << 10
+
+// shortened is a text as far as it is kept.
+func shortened(text string) string {
+	if len(text) <= maxErrorText {
+		return text
+	}
+	return fmt.Sprintf("%s… (%d bytes in all)", strings.ToValidUTF8(text[:maxErrorText], ""), len(text))
+}
+
+// EncodeError is an error as the database stores it: "" for none. Of a description and a traceback 64 KiB are kept each.
 func EncodeError(e *Error) (string, error) {
 	if e == nil {
 		return "", nil
 	}
-	raw, err := json.Marshal(e)
+	short := *e
+	short.Description, short.Reason = shortened(e.Description), shortened(e.Reason)
+	if e.Traceback != nil {
+		short.Traceback = new(shortened(*e.Traceback))
+	}
+	raw, err := json.Marshal(short)
 	if err != nil {
 		return "", fmt.Errorf("encode error: %w", err)
 	}

@@ -329,3 +329,20 @@ func TestImmediateOutcomeThatTheDatabaseRefusesIsAFailure(t *testing.T) {
 		t.Errorf("the task is %s, %v", d.State, d.Error)
 	}
 }
+
+func TestLongErrorsAreKeptInPart(t *testing.T) {
+	t.Parallel()
+	long := "x" + strings.Repeat("ü", 100_000)
+	text, err := tasking.EncodeError(&tasking.Error{Description: long, Traceback: &long, Reason: "short"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept tasking.Error
+	if err := json.Unmarshal([]byte(text), &kept); err != nil {
+		t.Fatal(err)
+	}
+	want := "x" + strings.Repeat("ü", 32767) + "… (200001 bytes in all)"
+	if kept.Description != want || *kept.Traceback != want || kept.Reason != "short" {
+		t.Errorf("kept are %d and %d bytes, %q", len(kept.Description), len(*kept.Traceback), kept.Reason)
+	}
+}

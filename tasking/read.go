@@ -34,7 +34,7 @@ func (c *Client) GetMany(ctx context.Context, ids ...uuid.UUID) ([]Task, error) 
 		}
 		found := make(map[uuid.UUID]*Task, len(rows))
 		for _, row := range rows {
-			t, err := taskFromRow(row.Task, row.Name, row.Versions, row.MaxAttempts)
+			t, err := taskFromRow(row)
 			if err != nil {
 				return nil, err
 			}
@@ -136,7 +136,7 @@ func (c *Client) List(ctx context.Context, f Filter) ([]Task, error) {
 		}
 		tasks := make([]Task, 0, len(rows))
 		for _, r := range rows {
-			t, err := taskFromRow(r.Task, r.Name, r.Versions, r.MaxAttempts)
+			t, err := taskFromRow(r)
 			if err != nil {
 				return nil, err
 			}

@@ -69,7 +69,8 @@ const (
 	ReasonShutdown = "Aborted during worker shutdown."
 )
 
-// Error is why a task failed: Description after an error of its function, Reason after an abort.
+// Error is why a task failed: Description after an error of its function, Reason after an abort. The database keeps 64 KiB of
+// each text.
 type Error struct {
 	Description string  `json:"description,omitempty"`
 	Traceback   *string `json:"traceback,omitempty"`
@@ -133,12 +134,12 @@ type Report struct {
 	Suffix string `json:"suffix,omitempty"`
 }
 
-func taskFromRow(t db.Task, name string, versions json.RawMessage, maxAttempts int16) (Task, error) {
+func taskFromRow(t db.TaskTold) (Task, error) {
 	task := Task{
-		ID: t.ID.Bytes, Name: name, State: State(t.State), CorrelationID: t.LoggingCid,
+		ID: t.ID.Bytes, Name: t.Name, State: State(t.State), CorrelationID: t.LoggingCid,
 		CreatedAt: t.CreatedAt.Time.UTC(), NotBefore: timePtr(t.NotBefore), UnblockedAt: timePtr(t.UnblockedAt),
 		StartedAt: timePtr(t.StartedAt), FinishedAt: timePtr(t.FinishedAt), Holder: uuidPtr(t.AppLock),
-		Attempt: int(t.Attempt), MaxAttempts: int(maxAttempts), Priority: int(t.Priority),
+		Attempt: int(t.Attempt), MaxAttempts: int(t.MaxAttempts), Priority: int(t.Priority),
 		Immediate: t.Immediate, Deferred: t.Deferred, Parent: uuidPtr(t.ParentTask), Group: uuidPtr(t.TaskGroup),
 		Reserved: t.ReservedResourcesRecord, Result: t.Result,
 	}
@@ -149,7 +150,7 @@ func taskFromRow(t db.Task, name string, versions json.RawMessage, maxAttempts i
 		n := int(t.BlockedOn.Int16)
 		task.BlockedOn = &n
 	}
-	if err := json.Unmarshal(versions, &task.Versions); err != nil {
+	if err := json.Unmarshal(t.Versions, &task.Versions); err != nil {
 		return Task{}, err
 	}
 	if t.Error != nil {

@@ -148,7 +148,7 @@ BEGIN
             ('goose_db_version', 'SELECT', NULL, NULL, NULL),
             ('progress_report',  'SELECT', NULL, 'INSERT, UPDATE (message, code, state, total, done, suffix)', NULL),
             ('resource_lock',    'SELECT', NULL, NULL, NULL), -- for `pith doctor`
-            -- All columns: what reads a task names them all, arguments and results too. Workers lock rows, while
+            -- All columns: who reads tasks may see what they were given, too. Workers lock rows, while
             -- they write what a task tells, and purge. The policies below let them change none, and delete final ones.
             ('task',             'SELECT', NULL, 'DELETE, UPDATE (deferred)', NULL),
             ('task_group',       'SELECT', 'INSERT (id, description), UPDATE (all_tasks_dispatched)', 'UPDATE (all_tasks_dispatched)', NULL),
@@ -158,6 +158,7 @@ BEGIN
             ('task_schedule',    'SELECT', 'DELETE, '
                 'INSERT (id, name, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch), '
                 'UPDATE (id, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)', NULL, NULL),
+            ('task_told',        'SELECT', NULL, NULL, NULL),
             ('task_usage',       'SELECT', NULL, NULL, NULL),
             -- Workers purge what somebody owns; the roles on that are deleted by a function.
             ('user_role',        NULL, NULL, 'SELECT', 'SELECT, INSERT, DELETE')

@@ -30,7 +30,7 @@ var processes = []process{
 		does: "read", more: []string{"domain_own", "task_reserved"},
 		privileges: []string{
 			"api_task SELECT", "api_task_state SELECT", "api_worker SELECT", "app_status SELECT", "created_resource SELECT", "goose_db_version SELECT", "progress_report SELECT", "resource_lock SELECT",
-			"task SELECT", "task_group SELECT", "task_kind SELECT", "task_profile SELECT", "task_reservation SELECT", "task_schedule SELECT", "task_usage SELECT",
+			"task SELECT", "task_group SELECT", "task_kind SELECT", "task_profile SELECT", "task_reservation SELECT", "task_schedule SELECT", "task_told SELECT", "task_usage SELECT",
 		},
 	},
 	{

@@ -377,6 +377,7 @@ var needed = map[string]string{
 	"app_status":       "SELECT, INSERT, UPDATE, DELETE",
 	"auth_user":        "SELECT, INSERT, UPDATE, DELETE",
 	"created_resource": "SELECT, INSERT, UPDATE",
+	"task_told":        "SELECT",
 	"task_usage":       "SELECT, INSERT, UPDATE",
 	"goose_db_version": "SELECT",
 	"progress_report":  "SELECT, INSERT, UPDATE",

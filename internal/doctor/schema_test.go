@@ -411,7 +411,7 @@ func TestLackingPrivilegesAreNamed(t *testing.T) {
 			tables++
 		}
 	}
-	if want, err := snapshot(); err != nil || tables != len(names(want, "table"))-1-4 { // task, and what is only read: api_secret and views
+	if want, err := snapshot(); err != nil || tables != len(names(want, "table"))-1-5 { // task, and what is only read: api_secret and views
 		t.Errorf("%d tables, %v", tables, err)
 	}
 	wantFinding(t, list[0], Error, "lacks EXECUTE on function task_cancel", "GRANT EXECUTE ON FUNCTION task_cancel TO "+role)

@@ -52,7 +52,7 @@ FROM task t WHERE t.id = ANY (@ids::uuid[]);
 
 -- name: TaskRead :many
 -- These tasks.
-SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+SELECT * FROM task_told t
 WHERE t.id = ANY (@ids::uuid[]);
 
 -- name: TaskChildren :many
@@ -74,9 +74,9 @@ FROM family f LEFT JOIN gone g ON g.id = f.id WHERE f.id = @id::uuid;
 
 -- name: TaskList :many
 -- Newest first, by id: a UUIDv7 begins with its time.
-SELECT sqlc.embed(t), k.name, k.versions, k.max_attempts FROM task t JOIN task_kind k ON k.id = t.kind
+SELECT * FROM task_told t
 WHERE (cardinality(@states::text[]) = 0 OR t.state = ANY ((@states::text[])::task_state[]))
-  AND (@name::text = '' OR k.name = @name::text)
+  AND (@name::text = '' OR t.name = @name::text)
   AND (@cid::text = '' OR t.logging_cid = @cid::text)
   AND (sqlc.narg(in_group)::uuid IS NULL OR t.task_group = sqlc.narg(in_group)::uuid)
   AND (sqlc.narg(parent)::uuid IS NULL OR t.parent_task = sqlc.narg(parent)::uuid)

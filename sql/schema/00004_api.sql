@@ -98,6 +98,12 @@ $$;
 -- +goose StatementEnd
 COMMENT ON FUNCTION task_disown IS 'Deletes the roles on these tasks, which are gone or final; answers how many there were.';
 
+CREATE VIEW task_told AS
+SELECT t.id, t.state, k.name, k.versions, k.max_attempts, t.logging_cid, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at,
+    t.app_lock, t.attempt, t.blocked_on, t.priority, t.immediate, t.deferred, t.reserved_resources_record, t.parent_task, t.task_group,
+    t.result, t.error
+FROM task t JOIN task_kind k ON k.id = t.kind;
+
 -- What lists of the REST API select from and order by.
 CREATE VIEW api_task AS
 SELECT t.id, t.state, k.name, t.logging_cid, t.created_at, t.unblocked_at, t.started_at, t.finished_at, t.parent_task, t.task_group,
@@ -121,11 +127,12 @@ CREATE VIEW api_worker AS
 SELECT a.id, a.name, a.app_type, a.versions, a.ttl, a.created_at, a.last_heartbeat, a.last_heartbeat + a.ttl >= now() AS online
 FROM app_status a WHERE a.app_type = 'worker';
 
+COMMENT ON VIEW task_told IS 'Tasks as clients are told of them: without the arguments, which may be long.';
 COMMENT ON VIEW api_task IS 'Tasks as lists of the REST API select them.';
 COMMENT ON VIEW api_task_state IS 'Tasks in other states than completed, some twice: by indexes that do not have the completed ones.';
 COMMENT ON VIEW api_worker IS 'Workers as lists of the REST API select them.';
 
 -- +goose Down
-DROP VIEW api_worker, api_task_state, api_task;
+DROP VIEW api_worker, api_task_state, api_task, task_told;
 DROP FUNCTION task_disown, task_own;
 DROP TABLE api_secret, task_profile, user_role, auth_user;
