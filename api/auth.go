@@ -68,7 +68,7 @@ func (u *users) authenticate(ctx context.Context, r *http.Request) (*User, error
 	if !ok {
 		return nil, unauthorized(r, "Authentication credentials were not provided.")
 	}
-	refused := unauthorized(r, "Invalid username/password.")
+	refused := badCredentials(r)
 	if strings.ContainsRune(name, 0) || len(name) > maxUsername*4 {
 		return nil, refused
 	}
@@ -85,6 +85,9 @@ func (u *users) authenticate(ctx context.Context, r *http.Request) (*User, error
 	}
 	return &User{ID: int(row.ID), Name: row.Username, Superuser: row.IsSuperuser}, nil
 }
+
+// badCredentials is the problem that nobody has these, any more.
+func badCredentials(r *http.Request) error { return unauthorized(r, "Invalid username/password.") }
 
 // unusable is what the database keeps of nobody's password: no hash begins so, and no two are alike.
 func unusable() string { return "!" + rand.Text() }

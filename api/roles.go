@@ -275,7 +275,9 @@ func (r *Request) Grant(ctx context.Context, res *Resource, key string, roles ..
 		if err == nil {
 			_, err = r.server.assign(ctx, a)
 		}
-		if err != nil {
+		if errors.Is(err, errUserGone) {
+			return badCredentials(r.Request)
+		} else if err != nil {
 			return err
 		}
 	}

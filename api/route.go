@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
+	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/internal/resend"
 )
 
@@ -130,6 +131,8 @@ func (rt *route) failed(hr *http.Request, err error) Reply {
 	switch {
 	case hr.Context().Err() != nil:
 		return Reply{Status: http.StatusServiceUnavailable, Body: Detail{"The request was given up."}}
+	case errors.Is(err, appstatus.ErrLost):
+		status, text = http.StatusServiceUnavailable, "This process was declared missing and registers anew."
 	case unreachable(err):
 		status, text = http.StatusServiceUnavailable, "The database cannot be reached at the moment."
 	}

@@ -355,7 +355,7 @@ func (s *Server) purgeTasks(ctx context.Context, r *Request, body purgeBody) (Re
 
 // diagnostics are the profiles that the client wants of tasks. Those that Pulp has and Pith has not are passed over.
 func (r *Request) diagnostics() (names []string) {
-	for name := range strings.SplitSeq(r.Header.Get("X-Task-Diagnostics"), ",") {
+	for name := range strings.SplitSeq(strings.Join(r.Header.Values("X-Task-Diagnostics"), ","), ",") {
 		if name = strings.TrimSpace(name); slices.Contains(tasking.Profiles, name) && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
@@ -366,8 +366,14 @@ func (r *Request) diagnostics() (names []string) {
 // Dispatch hands out a task for the user who asks, and answers 202 with its href.
 func (r *Request) Dispatch(ctx context.Context, req tasking.Request) (Reply, error) {
 	req.CorrelationID, req.Diagnostics, req.Owner = correlationID(ctx), r.diagnostics(), r.User.ID
+	if req.Immediate {
+		ctx = context.WithoutCancel(ctx) // a client that hangs up does not end what runs for it
+	}
 	d, err := r.server.Tasks().Dispatch(ctx, req)
-	if err != nil {
+	switch {
+	case errors.Is(err, tasking.ErrOwnerGone):
+		return Reply{}, badCredentials(r.Request)
+	case err != nil && d.ID == uuid.Nil: // else it was dispatched, and others will tell how it ended
 		return Reply{}, err
 	}
 	return Reply{Status: http.StatusAccepted, Body: AsyncOperationReply{r.Href(r.server.own.tasks, d.ID.String())}}, nil

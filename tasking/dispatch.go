@@ -58,8 +58,8 @@ func (c *Client) outside() caller {
 // Dispatch hands out one task. An immediate one whose resources are free runs before Dispatch
 // returns; how it ended is in State and Error. Once such a task was sent, the call does not end before
 // it is known what became of it, or the process's lease has ended, even if ctx ends or the database is
-// away. The errors are ErrInvalid for a request that can never be dispatched, ErrUnknownType,
-// appstatus.ErrLost, and what the database says.
+// away. If the lease has ended before, the task is left to workers. The errors are ErrInvalid for a request that can never be dispatched, ErrUnknownType,
+// ErrOwnerGone, appstatus.ErrLost, and what the database says.
 //
 // Calls that are made at the same time share statements: while one is under way, the others wait for it, a
 // tenth of a second at most, and go together. If ctx ends while a call waits, nothing is sent. Each call has
@@ -92,7 +92,14 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	} else {
 		d, err = c.dispatchAlone(ctx, held, p)
 	}
-	if err != nil && held != ctx && held.Err() != nil {
+	switch {
+	case errors.Is(err, errAppGone) && by.parent == nil:
+		// Nothing was dispatched. This process is no holder any more, so workers are to run the task.
+		c.cfg.App.Lose()
+		if !r.NotDeferred {
+			return c.dispatch(ctx, caller{}, r)
+		}
+	case err != nil && held != ctx && held.Err() != nil:
 		err = appstatus.ErrLost
 	}
 	if err != nil {
@@ -205,6 +212,10 @@ func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pg
 	out, err = sendVia(ctx, limit, c.db, conn, func(ctx context.Context, via db.DBTX) ([]Dispatched, error) {
 		ours = map[uuid.UUID]bool{}
 		rows, err := c.place(ctx, via, p)
+		if p.Owners == nil && errors.Is(explainDispatch(err), ErrOwnerGone) {
+			// A user was deleted from whom a parent's children were to have inherited: now there is nothing to inherit.
+			rows, err = c.place(ctx, via, p)
+		}
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
 			// An earlier send was committed, all of it, and its answer lost. Workers may have moved
@@ -246,6 +257,12 @@ func impatient(err error) error {
 	return err
 }
 
+// errAppGone: the process that was to hold a task has no row any more.
+var errAppGone = fmt.Errorf("run it here: %w", appstatus.ErrLost)
+
+// ErrOwnerGone means that there is no user of the id in Options.Owner, any more.
+var ErrOwnerGone = errors.New("the owner does not exist")
+
 func explainDispatch(err error) error {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
@@ -255,7 +272,9 @@ func explainDispatch(err error) error {
 	case pg.Code == codeParentLost:
 		return fmt.Errorf("%w: %s", ErrLockLost, pg.Message)
 	case pg.ConstraintName == "task_app_lock_fkey":
-		return fmt.Errorf("run it here: %w", appstatus.ErrLost)
+		return errAppGone
+	case pg.ConstraintName == "user_role_user_fkey":
+		return ErrOwnerGone
 	case pg.ConstraintName == "task_group_fkey":
 		return fmt.Errorf("task group: %w", ErrNotFound)
 	}

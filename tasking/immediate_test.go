@@ -314,6 +314,28 @@ func TestImmediateTaskEndsWithTheLeaseOfItsProcess(t *testing.T) {
 	}
 }
 
+func TestProcessThatWasSweptUnawaresLeavesImmediateTasksToWorkers(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	app := h.process(appstatus.API)
+	c := h.client(h.Pool, tasking.Config{App: app}, answers)
+	h.exec("DELETE FROM app_status")
+	d, err := c.Dispatch(t.Context(), answers.Request(nil, tasking.Options{Immediate: true}))
+	if err != nil || d.State != tasking.Waiting {
+		t.Errorf("Dispatch = %s, %v", d.State, err)
+	}
+	if app.Leased() {
+		t.Error("it still believes that it has its lease")
+	}
+	app = h.process(appstatus.API)
+	h.exec("DELETE FROM app_status")
+	c = h.client(h.Pool, tasking.Config{App: app}, answers)
+	if _, err := c.Dispatch(t.Context(), answers.Request(nil, tasking.Options{Immediate: true, NotDeferred: true})); !errors.Is(err, appstatus.ErrLost) {
+		t.Errorf("without deferring Dispatch = %v", err)
+	}
+	h.wantRows("task", 1)
+}
+
 func TestImmediateOutcomeThatTheDatabaseRefusesIsAFailure(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
