@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"net/url"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
+	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
@@ -154,6 +157,10 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 		 SELECT gen_random_uuid(), 1, r, 'core.task', t.id::text FROM task t, (VALUES ('core.task_owner'), ('core.task_user_dispatcher')) v (r)`,
 		`INSERT INTO user_role (id, user_id, role, model, object)
 		 SELECT gen_random_uuid(), 2, 'core.task_owner', 'core.task', t.id::text FROM (SELECT id FROM task LIMIT 10) t`,
+		// Many have roles on all objects, which must not be read for each task.
+		`INSERT INTO auth_user (username, password) SELECT 'u' || n, '!' FROM generate_series(1, 3000) n`,
+		`INSERT INTO user_role (id, user_id, role)
+		 SELECT gen_random_uuid(), u.id, r FROM auth_user u, (VALUES ('core.task_user_dispatcher'), ('things.thing_creator')) v (r) WHERE u.id > 3`,
 		"ANALYZE task", "ANALYZE user_role", "ANALYZE task_kind",
 	} {
 		if _, err := d.Direct.Exec(t.Context(), sql); err != nil {
@@ -176,5 +183,15 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 		if n, ok, err := s.countTasks(t.Context(), &Request{User: &User{ID: user}, server: s}, false); n != want || !ok || err != nil {
 			t.Errorf("user %d sees %d tasks, %t %v, want %d", user, n, ok, err, want)
 		}
+	}
+	var ids []string
+	if err := d.Direct.QueryRow(t.Context(), "SELECT array_agg(i.id::text) FROM (SELECT t.id FROM task t ORDER BY t.id LIMIT 200) i").Scan(&ids); err != nil {
+		t.Fatal(err)
+	}
+	roles := []string{"core.task_owner", "core.task_viewer"}
+	for user := range 4 {
+		wantRead(t, d, 10, db.UserRoleHeld, []any{user, taskModel, ids[0]})
+		wantRead(t, d, 2*float64(len(ids)), db.UserRoleHeldOn, []any{ids, user, roles, taskModel})
+		wantRead(t, d, most, db.TaskPurge, []any{uuid.Nil, len(ids), time.Now().Add(time.Hour), []string{"completed"}, user})
 	}
 }

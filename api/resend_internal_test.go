@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
@@ -117,7 +118,7 @@ func TestAssignmentSentAgainFindsItsOwnRoles(t *testing.T) {
 	}
 	another := assignment("another", users...)
 	var had []int32
-	err := underWay(t, d, func(tx pgx.Tx) error { return s.q.UserRoleAssign(t.Context(), tx, another) }, func() (err error) {
+	err := underWay(t, d, func(tx pgx.Tx) error { return dropped(s.q.UserRoleAssign(t.Context(), tx, another)) }, func() (err error) {
 		had, err = s.assign(t.Context(), another)
 		return err
 	})
@@ -125,7 +126,7 @@ func TestAssignmentSentAgainFindsItsOwnRoles(t *testing.T) {
 		t.Errorf("while it is under way: %v, %v", had, err)
 	}
 	third, other := assignment("third", users...), assignment("third", users[2])
-	err = underWay(t, d, func(tx pgx.Tx) error { return s.q.UserRoleAssign(t.Context(), tx, other) }, func() (err error) {
+	err = underWay(t, d, func(tx pgx.Tx) error { return dropped(s.q.UserRoleAssign(t.Context(), tx, other)) }, func() (err error) {
 		had, err = s.assign(t.Context(), third)
 		return err
 	})
@@ -140,5 +141,64 @@ func TestAssignmentSentAgainFindsItsOwnRoles(t *testing.T) {
 	}
 	if had, err := s.assign(t.Context(), assignment("one", 99)); had != nil || !errors.Is(err, errUserGone) {
 		t.Errorf("to a user who is gone: %v, %v", had, err)
+	}
+}
+
+// dropped drops how many roles were given.
+func dropped(_ int64, err error) error { return err }
+
+func TestRolesOnATaskGoWithItWhoeverIsFirst(t *testing.T) {
+	t.Parallel()
+	d := dbtest.New(t)
+	s := newServer(t, d)
+	user, err := addUser(t.Context(), d.Pool, db.UserCreateParams{Username: "a", Password: unusable()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	newTask := func() uuid.UUID {
+		t.Helper()
+		task, err := s.Tasks().Dispatch(t.Context(), tasking.Request{Name: "pulpcore.app.tasks.test.dummy_task"})
+		if err == nil {
+			_, err = s.Tasks().Cancel(t.Context(), task.ID)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return task.ID
+	}
+	assignment := func(task uuid.UUID) db.UserRoleAssignParams {
+		a, err := newAssignment([]int32{user}, taskModel, task.String(), "core.task_viewer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	task := newTask()
+	err = underWay(t, d, func(tx pgx.Tx) error {
+		gone, err := s.q.TaskDelete(t.Context(), tx, pgUUID(task))
+		if err == nil && !gone {
+			err = errors.New("not deleted")
+		}
+		return err
+	}, func() error {
+		_, err := s.assign(t.Context(), assignment(task))
+		return err
+	})
+	if !errors.Is(err, errObjectGone) {
+		t.Errorf("a role on a task that is being deleted: %v", err)
+	}
+	task = newTask()
+	err = underWay(t, d, func(tx pgx.Tx) error { return dropped(s.q.UserRoleAssign(t.Context(), tx, assignment(task))) }, func() error {
+		return s.Tasks().Delete(t.Context(), task)
+	})
+	if err != nil {
+		t.Errorf("delete while a role is given: %v", err)
+	}
+	if _, err := s.assign(t.Context(), assignment(task)); !errors.Is(err, errObjectGone) {
+		t.Errorf("a role on a task that is gone: %v", err)
+	}
+	var left int
+	if err := d.Direct.QueryRow(t.Context(), "SELECT count(*) FROM user_role").Scan(&left); err != nil || left != 0 {
+		t.Errorf("%d roles are left, %v", left, err)
 	}
 }

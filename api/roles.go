@@ -132,6 +132,8 @@ func (s *Server) addRole(ctx context.Context, r *Request, res *Resource, body ne
 	had, err := s.assign(ctx, a)
 	if errors.Is(err, errUserGone) { // since their names were looked up
 		return Reply{}, FieldErrors{"users": []string{"Object does not exist."}}
+	} else if errors.Is(err, errObjectGone) {
+		return Reply{}, NotFound(res.Noun)
 	} else if err != nil {
 		return Reply{}, err
 	}
@@ -213,8 +215,11 @@ func (s *Server) roleUsers(ctx context.Context, res *Resource, body nestedRoleBo
 	return names, ids, nil
 }
 
-// errUserGone means that one whom a role was to be given is not there any more.
-var errUserGone = errors.New("a user is gone")
+// What may be gone by the time at which a role on it, or to it, is to be given.
+var (
+	errUserGone   = errors.New("a user is gone")
+	errObjectGone = errors.New("the object is gone")
+)
 
 // newAssignment is that of a role to users, on an object or, if model and object are empty, on all.
 func newAssignment(users []int32, model, object, role string) (a db.UserRoleAssignParams, err error) {
@@ -232,12 +237,14 @@ func newAssignment(users []int32, model, object, role string) (a db.UserRoleAssi
 // assign gives users a role, all of them, or nobody if some have it already: it answers who.
 func (s *Server) assign(ctx context.Context, a db.UserRoleAssignParams) (had []int32, err error) {
 	for {
-		_, err := query(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.q.UserRoleAssign(ctx, s.db, a) })
-		switch constraint(err) {
-		case "user_role_user_fkey":
+		n, err := query(ctx, func(ctx context.Context) (int64, error) { return s.q.UserRoleAssign(ctx, s.db, a) })
+		done := err == nil
+		switch c := constraint(err); {
+		case done && (n > 0 || len(a.UserIds) == 0):
+			return nil, nil
+		case c == "user_role_user_fkey":
 			return nil, errUserGone
-		case "user_role_unique", "user_role_pkey":
-		default:
+		case !done && c != "user_role_unique" && c != "user_role_pkey":
 			return nil, err
 		}
 		holders, err := s.holders(ctx, db.UserRoleHoldersParams{UserIds: a.UserIds, Role: a.Role, Model: a.Model, Object: a.Object})
@@ -249,8 +256,13 @@ func (s *Server) assign(ctx context.Context, a db.UserRoleAssignParams) (had []i
 				had = append(had, h.UserID)
 			}
 		}
-		if len(had) > 0 {
+		switch {
+		case len(had) > 0:
 			return had, nil
+		case done && len(holders) == 0:
+			return nil, errObjectGone
+		case done: // an earlier send has
+			return nil, nil
 		}
 		// It was an earlier send, which was under way when this one began, or who had it has lost it meanwhile.
 	}

@@ -261,6 +261,8 @@ func (s *Server) createUserRole(ctx context.Context, r *Request, body userRoleBo
 	switch {
 	case errors.Is(err, errUserGone):
 		return Reply{}, errNoUser
+	case errors.Is(err, errObjectGone):
+		return Reply{}, FieldErrors{"content_object": []string{"Object does not exist."}}
 	case err != nil:
 		return Reply{}, err
 	case len(had) > 0:

@@ -13,6 +13,7 @@ const APISecretGet = `-- name: APISecretGet :one
 SELECT secret FROM api_secret
 `
 
+// The key that signs links.
 func (q *Queries) APISecretGet(ctx context.Context, db DBTX) ([]byte, error) {
 	row := db.QueryRow(ctx, APISecretGet)
 	var secret []byte

@@ -86,6 +86,7 @@ const UserDelete = `-- name: UserDelete :execrows
 DELETE FROM auth_user WHERE id = $1::int
 `
 
+// Deletes a user; the foreign key deletes all roles of theirs, however many.
 func (q *Queries) UserDelete(ctx context.Context, db DBTX, id int32) (int64, error) {
 	result, err := db.Exec(ctx, UserDelete, id)
 	if err != nil {
@@ -98,6 +99,7 @@ const UserGetByName = `-- name: UserGetByName :one
 SELECT id, username, password, first_name, last_name, email, is_staff, is_active, is_superuser, date_joined FROM auth_user WHERE username = $1::text
 `
 
+// The user of a name, for who says to be that.
 func (q *Queries) UserGetByName(ctx context.Context, db DBTX, username string) (AuthUser, error) {
 	row := db.QueryRow(ctx, UserGetByName, username)
 	var i AuthUser

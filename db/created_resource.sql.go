@@ -20,6 +20,7 @@ type CreatedResourceListRow struct {
 	Resource string
 }
 
+// What these tasks have created, in the order in which each has.
 func (q *Queries) CreatedResourceList(ctx context.Context, db DBTX, taskIds []pgtype.UUID) ([]CreatedResourceListRow, error) {
 	rows, err := db.Query(ctx, CreatedResourceList, taskIds)
 	if err != nil {

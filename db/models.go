@@ -402,7 +402,7 @@ type UserRole struct {
 	Role string
 	// The model of the object, such as core.task; empty: the role is for all objects of its permissions.
 	Model string
-	// The key of the object, as its PRN ends. No foreign key: what deletes the object deletes its roles.
+	// The key of the object, as its PRN ends. No foreign key: a trigger of its table deletes the roles, see roles_drop.
 	Object    string
 	CreatedAt pgtype.Timestamptz
 }

@@ -20,6 +20,7 @@ type TaskProfileGetParams struct {
 	Name   string
 }
 
+// A profile of a task.
 func (q *Queries) TaskProfileGet(ctx context.Context, db DBTX, arg TaskProfileGetParams) ([]byte, error) {
 	row := db.QueryRow(ctx, TaskProfileGet, arg.TaskID, arg.Name)
 	var data []byte
@@ -31,6 +32,7 @@ const TaskProfileNames = `-- name: TaskProfileNames :many
 SELECT name FROM task_profile WHERE task_id = $1::uuid ORDER BY name
 `
 
+// Which profiles of a task there are.
 func (q *Queries) TaskProfileNames(ctx context.Context, db DBTX, taskID pgtype.UUID) ([]string, error) {
 	rows, err := db.Query(ctx, TaskProfileNames, taskID)
 	if err != nil {

@@ -30,7 +30,8 @@ WITH roles AS (
 DELETE FROM task_schedule s WHERE s.id = $1::uuid
 `
 
-// Deletes a schedule by its id, with the roles on it: one that has replaced it meanwhile, and those on that, stay.
+// Deletes a schedule by its id, with the roles on it, also if it never came to be: one that has replaced it meanwhile, and
+// those on that, stay.
 func (q *Queries) TaskScheduleDelete(ctx context.Context, db DBTX, id pgtype.UUID) (int64, error) {
 	result, err := db.Exec(ctx, TaskScheduleDelete, id)
 	if err != nil {
@@ -128,6 +129,7 @@ type TaskScheduleListRow struct {
 	IntervalSeconds float64
 }
 
+// All schedules, by name, a page of them.
 func (q *Queries) TaskScheduleList(ctx context.Context, db DBTX, arg TaskScheduleListParams) ([]TaskScheduleListRow, error) {
 	rows, err := db.Query(ctx, TaskScheduleList, arg.Skip, arg.Most)
 	if err != nil {
@@ -210,6 +212,7 @@ const TaskScheduleRemove = `-- name: TaskScheduleRemove :execrows
 DELETE FROM task_schedule WHERE name = $1::text
 `
 
+// Deletes the schedule of a name; a trigger deletes the roles on it.
 func (q *Queries) TaskScheduleRemove(ctx context.Context, db DBTX, name string) (int64, error) {
 	result, err := db.Exec(ctx, TaskScheduleRemove, name)
 	if err != nil {

@@ -11,11 +11,13 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-const UserRoleAssign = `-- name: UserRoleAssign :exec
+const UserRoleAssign = `-- name: UserRoleAssign :execrows
 INSERT INTO user_role (id, user_id, role, model, object)
 SELECT n.id, n.user_id, $1::text, $2::text, $3::text
 FROM (SELECT unnest($4::uuid[]) AS id, unnest($5::int[]) AS user_id) n
 WHERE NOT EXISTS (SELECT FROM user_role r WHERE r.id = n.id)
+  AND ($2::text <> 'core.task' OR EXISTS (
+      SELECT FROM task t WHERE t.id = CASE $2::text WHEN 'core.task' THEN ($3::text)::uuid END FOR KEY SHARE))
 ORDER BY n.user_id
 `
 
@@ -29,21 +31,26 @@ type UserRoleAssignParams struct {
 
 // Gives users a role on an object, or on all: every one of them, or nobody, for the unique constraint fails the statement
 // where one has it. The ids are the caller's and new: sent again, the statement finds them there and changes nothing. Rows
-// come in the order of the users, so that two such statements wait for each other in one order.
-func (q *Queries) UserRoleAssign(ctx context.Context, db DBTX, arg UserRoleAssignParams) error {
-	_, err := db.Exec(ctx, UserRoleAssign,
+// come in the order of the users, so that two such statements wait for each other in one order. A task is locked, so that it
+// is not deleted before it has the roles. 0 rows: an earlier send has given them, or there is no such task.
+func (q *Queries) UserRoleAssign(ctx context.Context, db DBTX, arg UserRoleAssignParams) (int64, error) {
+	result, err := db.Exec(ctx, UserRoleAssign,
 		arg.Role,
 		arg.Model,
 		arg.Object,
 		arg.IDs,
 		arg.UserIds,
 	)
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const UserRoleHeld = `-- name: UserRoleHeld :many
-SELECT DISTINCT r.role FROM user_role r
-WHERE r.user_id = $1::int AND (r.model = '' OR (r.model = $2::text AND r.object = $3::text))
+SELECT r.role FROM user_role r WHERE r.user_id = $1::int AND r.model = ''
+UNION
+SELECT r.role FROM user_role r WHERE r.user_id = $1::int AND r.model = $2::text AND r.object = $3::text
 `
 
 type UserRoleHeldParams struct {
@@ -75,8 +82,9 @@ func (q *Queries) UserRoleHeld(ctx context.Context, db DBTX, arg UserRoleHeldPar
 
 const UserRoleHeldOn = `-- name: UserRoleHeldOn :many
 SELECT o.object::text FROM unnest($1::text[]) o (object)
-WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $2::int AND r.role = ANY ($3::text[])
-    AND (r.model = '' OR (r.model = $4::text AND r.object = o.object)))
+WHERE (SELECT count(*) FROM user_role r WHERE r.user_id = $2::int AND r.role = ANY ($3::text[]) AND r.model = '') > 0
+   OR (SELECT count(*) FROM user_role r WHERE r.user_id = $2::int AND r.role = ANY ($3::text[])
+      AND r.model = $4::text AND r.object = o.object) > 0
 `
 
 type UserRoleHeldOnParams struct {
@@ -86,7 +94,8 @@ type UserRoleHeldOnParams struct {
 	Model   string
 }
 
-// Those of these objects on which a user has one of these roles.
+// Those of these objects on which a user has one of these roles. Counted, not EXISTS, which makes the planner read the table
+// in the hope of a match, or hash all of the user's roles.
 func (q *Queries) UserRoleHeldOn(ctx context.Context, db DBTX, arg UserRoleHeldOnParams) ([]string, error) {
 	rows, err := db.Query(ctx, UserRoleHeldOn,
 		arg.Objects,

@@ -212,10 +212,6 @@ func (c *Client) sendDispatch(ctx context.Context, limit time.Duration, conn *pg
 	out, err = sendVia(ctx, limit, c.db, conn, func(ctx context.Context, via db.DBTX) ([]Dispatched, error) {
 		ours = map[uuid.UUID]bool{}
 		rows, err := c.place(ctx, via, p)
-		if p.Owners == nil && errors.Is(explainDispatch(err), ErrOwnerGone) {
-			// A user was deleted from whom a parent's children were to have inherited: now there is nothing to inherit.
-			rows, err = c.place(ctx, via, p)
-		}
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.ConstraintName == "task_pkey" {
 			// An earlier send was committed, all of it, and its answer lost. Workers may have moved

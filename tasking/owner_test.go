@@ -8,11 +8,13 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -132,4 +134,89 @@ func TestTaskThatIsRefusedLeavesNoOwner(t *testing.T) {
 	if got := h.ownersOf(d.ID); len(got) != 0 {
 		t.Errorf("it belongs to %v", got)
 	}
+}
+
+func TestChildOfADeletedUsersTaskBelongsToNobody(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.addUsers(2)
+	parent, err := h.c.Dispatch(t.Context(), plain.Request(nil, tasking.Options{Owner: 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := h.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := tx.Exec(t.Context(), "DELETE FROM auth_user WHERE id = 1"); err != nil {
+		t.Fatal(err)
+	}
+	child := uuid.New()
+	owned := make(chan error, 1)
+	go func() {
+		_, err := h.Pool.Exec(t.Context(), "SELECT task_own(ARRAY[$1::uuid], $2::uuid, '{2}')", child, parent.ID)
+		owned <- err
+	}()
+	dbtest.Until(t, "it waits for the user to be gone", func(ctx context.Context) (blocked bool, err error) {
+		const text = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)"
+		return blocked, tx.QueryRow(ctx, text).Scan(&blocked)
+	})
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-owned; err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(ofUser(2), h.ownersOf(child)); diff != "" {
+		t.Errorf("child (-want +got):\n%s", diff)
+	}
+	if _, err := h.c.Dispatch(t.Context(), plain.Request(nil, tasking.Options{Owner: 1})); !errors.Is(err, tasking.ErrOwnerGone) {
+		t.Errorf("dispatch for a user who is gone: %v", err)
+	}
+}
+
+func TestRolesGoWithTheirObjects(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.addUsers(1)
+	give := func(model, object string) {
+		h.exec("INSERT INTO user_role (id, user_id, role, model, object) VALUES (gen_random_uuid(), 1, 'a.role', $1, $2)", model, object)
+	}
+	left := func(what string, want int) {
+		t.Helper()
+		if n := one[int](h, "SELECT count(*) FROM user_role"); n != want {
+			t.Errorf("%s: %d roles are left, want %d", what, n, want)
+		}
+	}
+	schedule := tasking.Schedule{Name: "s", Task: plain.Name(), Interval: time.Hour}
+	saved, err := h.c.SaveSchedule(t.Context(), schedule)
+	if err != nil {
+		t.Fatal(err)
+	}
+	give("core.taskschedule", saved.ID.String())
+	give("core.taskschedule", uuid.NewString())
+	give("core.task", saved.ID.String())
+	h.exec("UPDATE task_schedule SET next_dispatch = now()")
+	left("a schedule that is dispatched", 3)
+	if saved, err = h.c.SaveSchedule(t.Context(), schedule); err != nil {
+		t.Fatal(err)
+	}
+	left("a schedule that is replaced", 2)
+	give("core.taskschedule", saved.ID.String())
+	if err := h.c.RemoveSchedule(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	left("a schedule that is removed", 2)
+	task, err := h.c.Dispatch(t.Context(), plain.Request(nil, tasking.Options{Owner: 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	left("a task", 4)
+	if _, err := h.c.Cancel(t.Context(), task.ID); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever deletes it, such as another release.
+	h.exec("DELETE FROM task WHERE id = $1", task.ID)
+	left("a task that is deleted", 2)
 }

@@ -26,7 +26,6 @@ var calls = map[string]string{
 	"task_cancel":           "SELECT task_cancel('{}')",
 	"task_turn":             "SELECT task_turn(NULL, '{}', '{}', 0, false, '{}', '{}', '{}', '{}', '{}', '{}', NULL, true, false, '{}', '{}', '{}', false)",
 	"task_own":              "SELECT task_own('{}', NULL, '{}')",
-	"task_disown":           "SELECT task_disown('{}')",
 	"task_turn_used":        "SELECT task_turn_used('{}', '{}', '{}', NULL, '{}', '{}', 0, false, '{}', '{}', '{}', '{}', '{}', '{}', NULL, true, false, '{}', '{}', '{}', false)",
 	"task_enqueue_due":      "SELECT task_enqueue_due(1)",
 	"task_abandoned_finish": "SELECT task_abandoned_finish(1, '{}')",
@@ -143,13 +142,13 @@ func TestWhatARoleNeedNotDoIsRefused(t *testing.T) {
 		{"dispatcher", []string{"task_dispatch", "task_cancel", "task_own"}, []string{group, closed, schedule, argument, removed}},
 		{
 			"worker",
-			[]string{"task_dispatch", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat", "task_own", "task_disown"},
+			[]string{"task_dispatch", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat", "task_own"},
 			[]string{closed, purged, locked, halted, missing, renamed, progress, created, profiled, entitles},
 		},
-		{"account", nil, []string{secret, hashes, promoted, added, entitled, stripped, entitles}},
+		{"account", nil, []string{locked, secret, hashes, promoted, added, entitled, stripped, entitles}},
 		{
 			"api",
-			[]string{"task_dispatch", "task_cancel", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat", "task_own", "task_disown"},
+			[]string{"task_dispatch", "task_cancel", "task_turn", "task_turn_used", "task_enqueue_due", "task_abandoned_finish", "app_register", "app_beat", "task_own"},
 			slices.DeleteFunc(slices.Clone(every), func(sql string) bool { return sql == lastTask }),
 		},
 	} {

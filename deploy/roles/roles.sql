@@ -111,7 +111,7 @@ BEGIN
             ('task_enqueue_due',      true,  ARRAY[worker]),
             ('task_abandoned_finish', true,  ARRAY[worker]),
             ('task_own',              true,  ARRAY[dispatcher, worker]),
-            ('task_disown',           true,  ARRAY[worker]),
+            ('roles_drop',            true,  ARRAY[]::text[]), -- by triggers alone
             ('app_register',          true,  ARRAY[worker]),
             ('app_beat',              true,  ARRAY[worker]),
             -- Pure ones, in the text of what is read.
@@ -149,8 +149,8 @@ BEGIN
             ('progress_report',  'SELECT', NULL, 'INSERT, UPDATE (message, code, state, total, done, suffix)', NULL),
             ('resource_lock',    'SELECT', NULL, NULL, NULL), -- for `pith doctor`
             -- All columns: who reads tasks may see what they were given, too. Workers lock rows, while
-            -- they write what a task tells, and purge. The policies below let them change none, and delete final ones.
-            ('task',             'SELECT', NULL, 'DELETE, UPDATE (deferred)', NULL),
+            -- they write what a task tells, and purge; others, while they give roles on them. The policies below let them change none, and delete final ones.
+            ('task',             'SELECT', NULL, 'DELETE, UPDATE (deferred)', 'UPDATE (deferred)'),
             ('task_group',       'SELECT', 'INSERT (id, description), UPDATE (all_tasks_dispatched)', 'UPDATE (all_tasks_dispatched)', NULL),
             ('task_kind',        'SELECT', NULL, NULL, NULL),
             ('task_profile',     'SELECT', NULL, 'INSERT, UPDATE (data)', NULL),
@@ -160,7 +160,7 @@ BEGIN
                 'UPDATE (id, task_name, args, exclusive, shared, priority, dispatch_interval, cron, next_dispatch)', NULL, NULL),
             ('task_told',        'SELECT', NULL, NULL, NULL),
             ('task_usage',       'SELECT', NULL, NULL, NULL),
-            -- Workers purge what somebody owns; the roles on that are deleted by a function.
+            -- Workers purge what somebody owns; the roles on that are deleted by a trigger.
             ('user_role',        NULL, NULL, 'SELECT', 'SELECT, INSERT, DELETE')
         ) t (name, everybody, dispatchers, workers, accounts)
         CROSS JOIN LATERAL (VALUES

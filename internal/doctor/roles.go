@@ -43,7 +43,7 @@ var processes = []process{
 	},
 	{
 		does: "run tasks", mark: "task_turn",
-		functions: []string{"app_beat", "app_register", "task_abandoned_finish", "task_disown", "task_dispatch", "task_enqueue_due", "task_own", "task_turn", "task_turn_used"},
+		functions: []string{"app_beat", "app_register", "task_abandoned_finish", "task_dispatch", "task_enqueue_due", "task_own", "task_turn", "task_turn_used"},
 		privileges: slices.Concat(
 			[]string{
 				"app_status DELETE", "created_resource INSERT", "progress_report INSERT", "task DELETE", "task_profile INSERT",
@@ -59,10 +59,13 @@ var processes = []process{
 	},
 	{
 		does: "know users", entitled: "api_secret SELECT",
-		privileges: []string{
-			"api_secret SELECT", "auth_user SELECT", "auth_user INSERT", "auth_user UPDATE", "auth_user DELETE",
-			"user_role SELECT", "user_role INSERT", "user_role DELETE",
-		},
+		privileges: slices.Concat(
+			[]string{
+				"api_secret SELECT", "auth_user SELECT", "auth_user INSERT", "auth_user UPDATE", "auth_user DELETE",
+				"user_role SELECT", "user_role INSERT", "user_role DELETE",
+			},
+			onColumns("task UPDATE", "deferred"), // so that rows can be locked
+		),
 	},
 }
 
@@ -77,9 +80,9 @@ func onColumns(privilege string, columns ...string) []string {
 	return list
 }
 
-// definers are the functions that run as their owner.
+// definers are the functions that run as their owner: those that processes call, and that of triggers.
 func definers() []string {
-	var list []string
+	list := []string{"roles_drop"}
 	for _, p := range processes {
 		list = append(list, p.functions...)
 	}

@@ -155,6 +155,8 @@ func (s *section) statement(kind string, n node) {
 		}
 	case kind == "IndexStmt":
 		s.index(n, table)
+	case kind == "CreateTrigStmt":
+		s.trigger(n, table)
 	case kind == "DropStmt":
 		s.drop(n)
 	case kind == "AlterTableStmt":
@@ -193,6 +195,18 @@ func (s *section) index(n node, table string) {
 	}
 }
 
+// trigger checks that a trigger only takes along what belongs to a row: what binaries write stays as they write it.
+func (s *section) trigger(n node, table string) {
+	const onUpdate, onDelete = 16, 8 // as pg_trigger.h has them
+	timing, _ := n["timing"].(float64)
+	events, _ := n["events"].(float64)
+	columns := n["columns"] != nil
+	if on := int(events); int(timing) != 0 || on&^(onUpdate|onDelete) != 0 || on&onUpdate != 0 && !columns {
+		s.breach("trigger on %s: one after DELETE, or UPDATE OF columns", table)
+	}
+	s.lock(table)
+}
+
 func (s *section) drop(n node) {
 	what, _ := n["removeType"].(string)
 	objects, _ := n["objects"].([]any)
@@ -210,6 +224,8 @@ func (s *section) drop(n node) {
 			for _, to := range s.refers[name] {
 				s.lock(to)
 			}
+		case "OBJECT_TRIGGER":
+			s.lock(tableOfTrigger(o))
 		case "OBJECT_FUNCTION", "OBJECT_TYPE", "OBJECT_VIEW", "OBJECT_SEQUENCE":
 		default:
 			s.breach("DROP of %s is not on the list", what)
@@ -352,6 +368,17 @@ func lastName(object any) string {
 	return nameIn(object)
 }
 
+// tableOfTrigger is the table in the name of a trigger that is dropped.
+func tableOfTrigger(object any) string {
+	n, _ := object.(node)
+	list, _ := n["List"].(node)
+	names, _ := list["items"].([]any)
+	if len(names) < 2 {
+		return ""
+	}
+	return nameIn(names[len(names)-2])
+}
+
 func TestMigrationsThatHoldWorkUpAreFound(t *testing.T) {
 	t.Parallel()
 	const apart, oldest = "-- +goose NO TRANSACTION\n", "\n-- +pith Oldest 7\n"
@@ -396,7 +423,7 @@ func TestMigrationsThatHoldWorkUpAreFound(t *testing.T) {
 		{up: "DROP FUNCTION f", want: []string{"up: takes away f"}},
 		{up: "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; COMMENT ON FUNCTION f IS 'x'", down: "DROP FUNCTION f"},
 		{up: "DROP TABLE task", want: []string{"up: takes away task"}},
-		{up: "DROP TRIGGER a ON task", want: []string{"up: DROP of OBJECT_TRIGGER"}},
+		{up: "DROP TRIGGER a ON task", want: []string{"up: takes away a"}},
 		{up: "UPDATE task SET a = 1 WHERE a IS NULL", want: []string{"up: UPDATE of rows of task"}},
 		{up: "DELETE FROM task", want: []string{"up: DELETE of rows of task"}},
 		{up: "INSERT INTO app VALUES (1)"},
@@ -407,7 +434,14 @@ func TestMigrationsThatHoldWorkUpAreFound(t *testing.T) {
 		{up: "TRUNCATE task", want: []string{"up: TruncateStmt is not on the list"}},
 		{up: "DO 'BEGIN END'", want: []string{"up: DoStmt is not on the list"}},
 		{up: "SELECT f()", want: []string{"up: SelectStmt is not on the list"}},
-		{up: "CREATE TRIGGER t BEFORE INSERT ON task EXECUTE FUNCTION f()", want: []string{"up: CreateTrigStmt is not on the list"}},
+		{up: "CREATE TRIGGER t AFTER DELETE OR UPDATE OF id ON task FOR EACH ROW EXECUTE FUNCTION f()", down: "DROP TRIGGER t ON task"},
+		{up: "CREATE TRIGGER t BEFORE DELETE ON task EXECUTE FUNCTION f()", want: []string{"up: trigger on task: one after DELETE"}},
+		{up: "CREATE TRIGGER t AFTER DELETE OR INSERT ON task EXECUTE FUNCTION f()", want: []string{"up: trigger on task: one after DELETE"}},
+		{up: "CREATE TRIGGER t AFTER UPDATE ON task EXECUTE FUNCTION f()", want: []string{"up: trigger on task: one after DELETE"}},
+		{
+			up: "CREATE TRIGGER t AFTER DELETE ON task EXECUTE FUNCTION f(); CREATE TRIGGER t AFTER DELETE ON app EXECUTE FUNCTION f()",
+			down: "DROP TRIGGER t ON task; DROP TRIGGER t ON app", want: []string{"up: locks app and task", "down: locks app and task"},
+		},
 	} {
 		l := newLedger()
 		if _, err := l.read("CREATE TABLE task (a int); CREATE TABLE app (a int)"); err != nil {

@@ -1,2 +1,3 @@
 -- name: APISecretGet :one
+-- The key that signs links.
 SELECT secret FROM api_secret;

@@ -1,4 +1,5 @@
 -- name: UserGetByName :one
+-- The user of a name, for who says to be that.
 SELECT * FROM auth_user WHERE username = @username::text;
 
 -- name: UserList :many
@@ -31,6 +32,7 @@ WHERE id = @id::int;
 UPDATE auth_user SET password = @password::text WHERE username = @username::text;
 
 -- name: UserDelete :execrows
+-- Deletes a user; the foreign key deletes all roles of theirs, however many.
 DELETE FROM auth_user WHERE id = @id::int;
 
 -- name: UserByNames :many

@@ -9,4 +9,5 @@ FOR SHARE
 ON CONFLICT (task_id, ordinal) DO UPDATE SET resource = excluded.resource;
 
 -- name: CreatedResourceList :many
+-- What these tasks have created, in the order in which each has.
 SELECT task_id, resource FROM created_resource WHERE task_id = ANY (@task_ids::uuid[]) ORDER BY task_id, ordinal;

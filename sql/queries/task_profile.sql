@@ -9,7 +9,9 @@ FOR SHARE
 ON CONFLICT (task_id, name) DO UPDATE SET data = excluded.data;
 
 -- name: TaskProfileNames :many
+-- Which profiles of a task there are.
 SELECT name FROM task_profile WHERE task_id = @task_id::uuid ORDER BY name;
 
 -- name: TaskProfileGet :one
+-- A profile of a task.
 SELECT data FROM task_profile WHERE task_id = @task_id::uuid AND name = @name::text;

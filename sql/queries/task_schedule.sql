@@ -18,16 +18,19 @@ SELECT t.id, t.next_dispatch FROM task_schedule t WHERE t.id = @id::uuid
 LIMIT 1;
 
 -- name: TaskScheduleRemove :execrows
+-- Deletes the schedule of a name; a trigger deletes the roles on it.
 DELETE FROM task_schedule WHERE name = @name::text;
 
 -- name: TaskScheduleDelete :execrows
--- Deletes a schedule by its id, with the roles on it: one that has replaced it meanwhile, and those on that, stay.
+-- Deletes a schedule by its id, with the roles on it, also if it never came to be: one that has replaced it meanwhile, and
+-- those on that, stay.
 WITH roles AS (
     DELETE FROM user_role r WHERE r.model = 'core.taskschedule' AND r.object = (@id::uuid)::text
 )
 DELETE FROM task_schedule s WHERE s.id = @id::uuid;
 
 -- name: TaskScheduleList :many
+-- All schedules, by name, a page of them.
 SELECT s.id, s.name, s.task_name, s.args, s.exclusive, s.shared, s.priority, s.cron, s.next_dispatch, s.last_task, s.created_at,
     coalesce(extract(epoch FROM s.dispatch_interval), 0)::float8 AS interval_seconds
 FROM task_schedule s ORDER BY s.name LIMIT @most::int OFFSET @skip::int;

@@ -1,11 +1,14 @@
--- name: UserRoleAssign :exec
+-- name: UserRoleAssign :execrows
 -- Gives users a role on an object, or on all: every one of them, or nobody, for the unique constraint fails the statement
 -- where one has it. The ids are the caller's and new: sent again, the statement finds them there and changes nothing. Rows
--- come in the order of the users, so that two such statements wait for each other in one order.
+-- come in the order of the users, so that two such statements wait for each other in one order. A task is locked, so that it
+-- is not deleted before it has the roles. 0 rows: an earlier send has given them, or there is no such task.
 INSERT INTO user_role (id, user_id, role, model, object)
 SELECT n.id, n.user_id, @role::text, @model::text, @object::text
 FROM (SELECT unnest(@ids::uuid[]) AS id, unnest(@user_ids::int[]) AS user_id) n
 WHERE NOT EXISTS (SELECT FROM user_role r WHERE r.id = n.id)
+  AND (@model::text <> 'core.task' OR EXISTS (
+      SELECT FROM task t WHERE t.id = CASE @model::text WHEN 'core.task' THEN (@object::text)::uuid END FOR KEY SHARE))
 ORDER BY n.user_id;
 
 -- name: UserRoleHolders :many
@@ -33,8 +36,9 @@ ORDER BY r.object, r.role, u.username;
 
 -- name: UserRoleHeld :many
 -- The roles that a user has on an object or on all objects.
-SELECT DISTINCT r.role FROM user_role r
-WHERE r.user_id = @user_id::int AND (r.model = '' OR (r.model = @model::text AND r.object = @object::text));
+SELECT r.role FROM user_role r WHERE r.user_id = @user_id::int AND r.model = ''
+UNION
+SELECT r.role FROM user_role r WHERE r.user_id = @user_id::int AND r.model = @model::text AND r.object = @object::text;
 
 -- name: UserRoleTaskCount :one
 -- On how many tasks a user has one of these roles. Roles on tasks are deleted with them, so it reads none.
@@ -42,7 +46,9 @@ SELECT count(*) FROM (SELECT DISTINCT r.object::uuid FROM user_role r
     WHERE r.user_id = @user_id::int AND r.model = 'core.task' AND r.role = ANY (@roles::text[])) t;
 
 -- name: UserRoleHeldOn :many
--- Those of these objects on which a user has one of these roles.
+-- Those of these objects on which a user has one of these roles. Counted, not EXISTS, which makes the planner read the table
+-- in the hope of a match, or hash all of the user's roles.
 SELECT o.object::text FROM unnest(@objects::text[]) o (object)
-WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
-    AND (r.model = '' OR (r.model = @model::text AND r.object = o.object)));
+WHERE (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[]) AND r.model = '') > 0
+   OR (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
+      AND r.model = @model::text AND r.object = o.object) > 0;

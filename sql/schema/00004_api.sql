@@ -35,13 +35,16 @@ CREATE TABLE user_role (
 -- For the creators of objects, and when an object is deleted.
 CREATE INDEX user_role_object ON user_role (model, object);
 
+-- For what somebody may do with everything, which is asked before what they may do with one object.
+CREATE INDEX user_role_on_all ON user_role (user_id, role) WHERE model = '';
+
 -- For lists of the tasks that somebody may see, in their order.
 CREATE INDEX user_role_task ON user_role (user_id, (object::uuid)) WHERE model = 'core.task';
 
 COMMENT ON TABLE user_role IS 'What users may do: a role on one object, or on all.';
 COMMENT ON COLUMN user_role.role IS 'One of the roles that the program knows, such as core.task_owner.';
 COMMENT ON COLUMN user_role.model IS 'The model of the object, such as core.task; empty: the role is for all objects of its permissions.';
-COMMENT ON COLUMN user_role.object IS 'The key of the object, as its PRN ends. No foreign key: what deletes the object deletes its roles.';
+COMMENT ON COLUMN user_role.object IS 'The key of the object, as its PRN ends. No foreign key: a trigger of its table deletes the roles, see roles_drop.';
 
 -- Profiles of the runs of tasks, for whom they were asked for.
 CREATE TABLE task_profile (
@@ -68,6 +71,11 @@ INSERT INTO api_secret (secret) VALUES (decode(replace(gen_random_uuid()::text |
 -- +goose StatementBegin
 CREATE FUNCTION task_own(ids uuid[], parent uuid, owners int[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+    -- Who is deleted at this moment leaves the children nothing; the others stay until they have it.
+    PERFORM u.id FROM auth_user u WHERE parent IS NOT NULL AND u.id IN (
+        SELECT r.user_id FROM user_role r
+        WHERE r.model = 'core.task' AND r.object = parent::text AND r.role IN ('core.task_owner', 'core.task_user_dispatcher'))
+    ORDER BY u.id FOR KEY SHARE;
     INSERT INTO user_role (id, user_id, role, model, object)
     SELECT gen_random_uuid(), o.user_id, o.role, 'core.task', n.id::text
     FROM unnest(ids, owners) n (id, owner) CROSS JOIN LATERAL (
@@ -85,18 +93,16 @@ COMMENT ON FUNCTION task_own IS
     'Gives who is about to dispatch these tasks the roles on them, owner by owner, 0: nobody; and those who have them on the parent the same.';
 
 -- +goose StatementBegin
-CREATE FUNCTION task_disown(ids uuid[]) RETURNS int LANGUAGE plpgsql AS $$
-DECLARE
-    n int;
+CREATE FUNCTION roles_drop() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM user_role r WHERE r.model = 'core.task' AND r.object = ANY (ids::text[])
-        AND NOT EXISTS (SELECT FROM task t WHERE t.id = r.object::uuid AND t.finished_at IS NULL);
-    GET DIAGNOSTICS n = ROW_COUNT;
-    RETURN n;
+    DELETE FROM user_role r WHERE r.model = TG_ARGV[0] AND r.object = OLD.id::text;
+    RETURN NULL;
 END
 $$;
 -- +goose StatementEnd
-COMMENT ON FUNCTION task_disown IS 'Deletes the roles on these tasks, which are gone or final; answers how many there were.';
+COMMENT ON FUNCTION roles_drop IS 'Deletes the roles on an object that is gone, or has another id now. Its argument is the model; the table has a column id.';
+
+CREATE TRIGGER roles_drop AFTER DELETE ON task FOR EACH ROW EXECUTE FUNCTION roles_drop('core.task');
 
 CREATE VIEW task_told AS
 SELECT t.id, t.state, k.name, k.versions, k.max_attempts, t.logging_cid, t.created_at, t.not_before, t.unblocked_at, t.started_at, t.finished_at,
@@ -134,5 +140,6 @@ COMMENT ON VIEW api_worker IS 'Workers as lists of the REST API select them.';
 
 -- +goose Down
 DROP VIEW api_worker, api_task_state, api_task, task_told;
-DROP FUNCTION task_disown, task_own;
+DROP TRIGGER roles_drop ON task;
+DROP FUNCTION roles_drop, task_own;
 DROP TABLE api_secret, task_profile, user_role, auth_user;
