@@ -209,7 +209,7 @@ func formValue(f field, form url.Values) (json.RawMessage, bool) {
 			return json.RawMessage(s), true
 		}
 		v = list
-	case list[len(list)-1] == "" && (f.null || t.Kind() != reflect.String):
+	case list[len(list)-1] == "" && (f.null && !f.required || t.Kind() != reflect.String):
 		return nil, false
 	}
 	raw, err := json.Marshal(v)
@@ -430,6 +430,11 @@ func (f field) setMap(to reflect.Value, raw json.RawMessage) *fieldError {
 	}
 	if len(bad) > 0 {
 		return &fieldError{bad}
+	}
+	if labels, ok := reflect.TypeAssert[Labels](out); ok {
+		if wrong := labels.clean(); wrong != nil {
+			return &fieldError{wrong}
+		}
 	}
 	to.Set(out)
 	return nil

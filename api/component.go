@@ -84,7 +84,7 @@ type Operation struct {
 	// Do answers a request.
 	Do Handler
 
-	roles bool // gives, takes or tells roles on an object
+	modeled bool // is for objects that have a Model and no Parent
 }
 
 func (o Operation) also(body any) Operation {
@@ -234,8 +234,8 @@ func (s *Server) check() error {
 }
 
 func (o Operation) check(res *Resource) error {
-	if o.roles && (res.Parent != nil || res.Model == "") {
-		return errors.New("roles are given on objects that have a Model and no Parent")
+	if o.modeled && (res.Parent != nil || res.Model == "") {
+		return errors.New("it is for objects that have a Model and no Parent")
 	}
 	if o.Do.body != nil {
 		if err := bodyType(o.Do.body); err != nil {

@@ -146,6 +146,7 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 			"GET {things_things_thing_href}", "PATCH {things_things_thing_href}", "DELETE {things_things_thing_href}", "POST {things_things_thing_href}grow/",
 			"GET {things_things_thing_href}versions/", "GET {things_things_thing_version_href}", "GET {things_things_thing_href}list_roles/",
 			"GET {things_things_thing_href}my_permissions/", "POST {things_things_thing_href}add_role/", "POST {things_things_thing_href}remove_role/",
+			"POST {things_things_thing_href}set_label/", "POST {things_things_thing_href}unset_label/",
 		},
 		"?component=things&pk_path=1": {
 			"GET " + root + thingsPath, "POST " + root + thingsPath, "GET " + root + thingsPath + "{thing_pk}/", "PATCH " + root + thingsPath + "{thing_pk}/",
@@ -153,6 +154,7 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 			"GET " + root + thingsPath + "{thing_pk}/versions/", "GET " + root + thingsPath + "{thing_pk}/versions/{number}/",
 			"GET " + root + thingsPath + "{thing_pk}/list_roles/", "GET " + root + thingsPath + "{thing_pk}/my_permissions/",
 			"POST " + root + thingsPath + "{thing_pk}/add_role/", "POST " + root + thingsPath + "{thing_pk}/remove_role/",
+			"POST " + root + thingsPath + "{thing_pk}/set_label/", "POST " + root + thingsPath + "{thing_pk}/unset_label/",
 		},
 	} {
 		doc, got, ids := document(t, s, form), []string{}, map[string]any{}
@@ -163,11 +165,16 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 		if diff := cmp.Diff(sorted(want), sorted(got)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", form, diff)
 		}
+		for _, id := range []string{"things_things_thing_set_label", "things_things_thing_unset_label"} {
+			if !cmp.Equal(ids[id], []any{"Things: Things"}) {
+				t.Errorf("%s: %s has the tags %v", form, id, ids[id])
+			}
+		}
 		if !cmp.Equal(ids["things_things_thing_grow"], []any{"Things: Things"}) || !cmp.Equal(ids["things_things_thing_versions_read"], []any{"Things: Thing Versions"}) {
 			t.Errorf("%s: operations are %v", form, ids)
 		}
 		schemas := doc["components"].(object)["schemas"].(object)
-		for _, name := range []string{"Thing", "PatchedThing", "ThingResponse", "ThingVersionResponse", "PaginatedThingResponseList", "Grow", "AsyncOperationResponse"} {
+		for _, name := range []string{"Thing", "PatchedThing", "ThingResponse", "ThingVersionResponse", "PaginatedThingResponseList", "Grow", "AsyncOperationResponse", "SetLabel", "SetLabelResponse", "UnsetLabel", "UnsetLabelResponse"} {
 			if schemas[name] == nil {
 				t.Errorf("%s: there is no schema %s", form, name)
 			}
@@ -175,6 +182,12 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 		grow := schemas["Grow"].(object)["properties"].(object)["pace"].(object)
 		if !cmp.Equal(grow["enum"], []any{"slow", "fast"}) || grow["default"] != "slow" {
 			t.Errorf("%s: the pace is %v", form, grow)
+		}
+		if diff := cmp.Diff(object{
+			"type": "object", "required": []any{"key", "value"},
+			"properties": object{"key": object{"type": "string", "minLength": float64(1)}, "value": object{"type": "string", "nullable": true}},
+		}, schemas["SetLabel"]); diff != "" {
+			t.Errorf("%s: bodies that set labels (-want +got):\n%s", form, diff)
 		}
 		made, read := schemas["Thing"].(object)["properties"].(object), schemas["ThingResponse"].(object)["properties"].(object)
 		if diff := cmp.Diff(object{"type": "string", "nullable": true}, made["pulp_labels"].(object)["additionalProperties"]); diff != "" {
@@ -194,7 +207,7 @@ func TestComponentIsToldInStatusAndDocument(t *testing.T) {
 			}
 		}
 		for name, want := range map[string]object{
-			"limit": {"type": "integer"}, "offset": {"type": "integer"}, "name__icontains": {"type": "string"}, "version": {"type": "string"},
+			"limit": {"type": "integer"}, "offset": {"type": "integer"}, "name__icontains": {"type": "string"}, "version": {"type": "string"}, "pulp_label_select": {"type": "string"},
 			"pulp_href__in": {"type": "array", "items": object{"type": "string"}}, "pulp_id__in": {"type": "array", "items": object{"type": "string", "format": "uuid"}},
 			"ordering": {"type": "array", "items": object{"type": "string", "enum": []any{"name", "-name", "pulp_created", "-pulp_created", "pk", "-pk"}}},
 		} {

@@ -61,6 +61,7 @@ const (
 	UUIDField   = filter.UUID
 	BoolField   = filter.Bool
 	ArrayField  = filter.Array
+	LabelsField = filter.Labels
 )
 
 const (

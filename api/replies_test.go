@@ -189,7 +189,10 @@ func TestComponentsThatCannotBeServedAreRefused(t *testing.T) {
 		}), "letters, digits, dots and underscores only"},
 		"roles on objects below others": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) {
 			res.Parent, res.Operations = parent, api.RoleOperations("things.manage_roles_thing", "things.view_thing")
-		}), "roles are given on objects that have a Model and no Parent"},
+		}), "it is for objects that have a Model and no Parent"},
+		"labels of objects without a model": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) {
+			res.Model, res.Operations = "", api.LabelOperations("things.change_thing", "things.view_thing", nil, nil)
+		}), "it is for objects that have a Model and no Parent"},
 		"a reference that is no field": {with(func(_ *api.Component, res *api.Resource, o *api.Operation) {
 			o.Collection = &api.Collection{Filters: api.Filters{Key: "id", Newest: "id"}, References: map[string]*api.Resource{"thing": res}}
 		}), "no field thing of the kind UUIDField"},

@@ -48,26 +48,26 @@ func RoleOperations(manage, view string) []Operation {
 	return []Operation{
 		{
 			Method: http.MethodGet, Path: wildcard + "list_roles/", Verb: "list_roles", Summary: "List the roles on this object.",
-			Replies: map[int]any{http.StatusOK: objectRolesReply{}}, Allow: mayManage, roles: true,
+			Replies: map[int]any{http.StatusOK: objectRolesReply{}}, Allow: mayManage, modeled: true,
 			Do: Bare(func(ctx context.Context, r *Request) (Reply, error) { return r.server.listRoles(ctx, r, r.resource) }),
 		},
 		{
 			Method: http.MethodGet, Path: wildcard + "my_permissions/", Verb: "my_permissions", Summary: "List what the user may do with this object.",
-			Replies: map[int]any{http.StatusOK: myPermissionsReply{}}, Allow: mayView, roles: true,
+			Replies: map[int]any{http.StatusOK: myPermissionsReply{}}, Allow: mayView, modeled: true,
 			Do: Bare(func(ctx context.Context, r *Request) (Reply, error) {
 				return r.server.myPermissions(ctx, r, r.resource)
 			}),
 		},
 		{
 			Method: http.MethodPost, Path: wildcard + "add_role/", Verb: "add_role", Summary: "Give users a role on this object.",
-			Replies: map[int]any{http.StatusCreated: nestedRoleReply{}}, Allow: mayManage, roles: true,
+			Replies: map[int]any{http.StatusCreated: nestedRoleReply{}}, Allow: mayManage, modeled: true,
 			Do: With(func(ctx context.Context, r *Request, body nestedRoleBody) (Reply, error) {
 				return r.server.addRole(ctx, r, r.resource, body)
 			}),
 		},
 		{
 			Method: http.MethodPost, Path: wildcard + "remove_role/", Verb: "remove_role", Summary: "Take a role on this object from users.",
-			Replies: map[int]any{http.StatusCreated: nestedRoleReply{}}, Allow: mayManage, roles: true,
+			Replies: map[int]any{http.StatusCreated: nestedRoleReply{}}, Allow: mayManage, modeled: true,
 			Do: With(func(ctx context.Context, r *Request, body nestedRoleBody) (Reply, error) {
 				return r.server.removeRole(ctx, r, r.resource, body)
 			}),

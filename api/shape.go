@@ -24,8 +24,8 @@ import (
 // are fields of the outer one.
 //
 // A field of a body is a text, a bool, an int, int64 or float64, a Time, a json.RawMessage, or a list or map by texts of such;
-// the values of a map may be null if they are pointers. Types of texts may say by a method Choices which are possible. Replies
-// may have structs as well; their numbers with fractions are a Float. New refuses other types.
+// the values of a map may be null if they are pointers, and Labels are such a map. Types of texts may say by a method Choices
+// which are possible. Replies may have structs as well; their numbers with fractions are a Float. New refuses other types.
 type field struct {
 	name     string
 	index    []int

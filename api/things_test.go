@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -47,10 +48,10 @@ var thingRoles = []api.Role{
 }
 
 type thingBody struct {
-	Name        string             `json:"name" api:"required" max:"100" doc:"A name that no other thing has."`
-	Description *string            `json:"description" api:"null blank"`
-	Labels      map[string]*string `json:"pulp_labels"`
-	Weight      *float64           `json:"weight" api:"null"`
+	Name        string     `json:"name" api:"required" max:"100" doc:"A name that no other thing has."`
+	Description *string    `json:"description" api:"null blank"`
+	Labels      api.Labels `json:"pulp_labels"`
+	Weight      *float64   `json:"weight" api:"null"`
 }
 
 type patchedThingBody struct {
@@ -59,16 +60,16 @@ type patchedThingBody struct {
 }
 
 type thingReply struct {
-	PulpHref          string             `json:"pulp_href"`
-	PRN               string             `json:"prn"`
-	PulpCreated       api.Time           `json:"pulp_created"`
-	PulpLastUpdated   api.Time           `json:"pulp_last_updated"`
-	VersionsHref      string             `json:"versions_href"`
-	Labels            map[string]*string `json:"pulp_labels"`
-	LatestVersionHref *string            `json:"latest_version_href"`
-	Name              string             `json:"name"`
-	Description       *string            `json:"description"`
-	Weight            *api.Float         `json:"weight"`
+	PulpHref          string     `json:"pulp_href"`
+	PRN               string     `json:"prn"`
+	PulpCreated       api.Time   `json:"pulp_created"`
+	PulpLastUpdated   api.Time   `json:"pulp_last_updated"`
+	VersionsHref      string     `json:"versions_href"`
+	Labels            api.Labels `json:"pulp_labels"`
+	LatestVersionHref *string    `json:"latest_version_href"`
+	Name              string     `json:"name"`
+	Description       *string    `json:"description"`
+	Weight            *api.Float `json:"weight"`
 }
 
 type thingVersionReply struct {
@@ -114,7 +115,7 @@ func newThings(db *pgxpool.Pool) *things {
 		Locate: p.locate, Identify: p.identify,
 	}
 	all, versions := p.things(), p.versions()
-	p.thing.Operations = append([]api.Operation{
+	p.thing.Operations = slices.Concat([]api.Operation{
 		{
 			Method: http.MethodGet, Verb: "list", Summary: "List things.", Collection: all, Replies: map[int]any{http.StatusOK: api.Page[thingReply]{}},
 			Do: api.Bare(func(ctx context.Context, r *api.Request) (api.Reply, error) { return p.list(ctx, r, all) }),
@@ -139,7 +140,8 @@ func newThings(db *pgxpool.Pool) *things {
 			Method: http.MethodPost, Path: "{}grow/", Verb: "grow", Summary: "Make versions of a thing.", Allow: p.may("change"),
 			Replies: map[int]any{http.StatusAccepted: api.AsyncOperationReply{}}, Do: api.With(p.growThing),
 		},
-	}, api.RoleOperations("things.manage_roles_thing", "things.view_thing")...)
+	}, api.RoleOperations("things.manage_roles_thing", "things.view_thing"),
+		api.LabelOperations("things.change_thing", "things.view_thing", p.setLabel, p.unsetLabel))
 	p.version.Operations = []api.Operation{
 		{
 			Method: http.MethodGet, Verb: "list", Summary: "List the versions of a thing.", Collection: versions, Allow: p.may("view"),
@@ -174,6 +176,7 @@ func (p *things) things() *api.Collection {
 				{Name: "pulp_href", Column: "id", Kind: api.UUIDField, Lookups: []string{"in"}},
 				{Name: "prn", Column: "id", Kind: api.UUIDField, Lookups: []string{"in"}},
 				{Name: "name", Column: "name", Kind: api.TextField},
+				{Name: "pulp_label_select", Column: "labels", Kind: api.LabelsField},
 				{Name: "version", Kind: api.UUIDField, Condition: "id = (SELECT v.thing FROM thing_version v WHERE v.id = %s)"},
 			},
 		},
@@ -279,7 +282,7 @@ func (p *things) list(ctx context.Context, r *api.Request, all *api.Collection) 
 
 func (p *things) create(ctx context.Context, r *api.Request, body thingBody) (api.Reply, error) {
 	if body.Labels == nil {
-		body.Labels = map[string]*string{}
+		body.Labels = api.Labels{}
 	}
 	labels, err := json.Marshal(body.Labels)
 	if err != nil {
@@ -332,6 +335,21 @@ func (p *things) remove(ctx context.Context, r *api.Request) (api.Reply, error) 
 		return api.Reply{}, err
 	}
 	return api.Reply{Status: http.StatusNoContent}, p.drop(ctx, r.ID)
+}
+
+func (p *things) setLabel(ctx context.Context, key, label string, value *string) (bool, error) {
+	done, err := p.db.Exec(ctx, "UPDATE thing SET labels = labels || jsonb_build_object($2::text, $3::text) WHERE id = $1::uuid", key, label, value)
+	return done.RowsAffected() > 0, err
+}
+
+// unsetLabel locks the thing, so that the value it answers is the one that it takes away.
+func (p *things) unsetLabel(ctx context.Context, key, label string) (*string, bool, error) {
+	had, err := columns(ctx, p.db, pgx.RowTo[*string], `WITH had AS (SELECT id, labels ->> $2::text AS value FROM thing WHERE id = $1::uuid AND labels ? $2::text FOR UPDATE)
+		UPDATE thing t SET labels = t.labels - $2::text FROM had WHERE t.id = had.id RETURNING had.value`, key, label)
+	if err != nil || len(had) == 0 {
+		return nil, false, err
+	}
+	return had[0], true, nil
 }
 
 func (p *things) growThing(ctx context.Context, r *api.Request, body growBody) (api.Reply, error) {

@@ -32,6 +32,9 @@ const (
 	Bool
 	// Array is a text[]: exact asks for one element, in for several that must all be there.
 	Array
+	// Labels is a jsonb that holds an object of texts and nulls, never null itself. It has exact, which asks by Pulp's terms:
+	// key, !key, key=value, key!=value, key~part.
+	Labels
 )
 
 // kinds has what is general about each kind. The lookup more is one that has to be named.
@@ -59,9 +62,10 @@ var kinds = [...]struct {
 		[]string{"", "ne", "lt", "lte", "gt", "gte", "range", "in"},
 		"isnull",
 	},
-	UUID:  {"uuid", reflect.TypeFor[uuid.UUID](), parseUUID, "string", "uuid", []string{"", "in"}, ""},
-	Bool:  {"boolean", reflect.TypeFor[bool](), parseBool, "boolean", "", []string{""}, ""},
-	Array: {"text", reflect.TypeFor[string](), verbatim, "string", "", []string{"", "in"}, ""},
+	UUID:   {"uuid", reflect.TypeFor[uuid.UUID](), parseUUID, "string", "uuid", []string{"", "in"}, ""},
+	Bool:   {"boolean", reflect.TypeFor[bool](), parseBool, "boolean", "", []string{""}, ""},
+	Array:  {"text", reflect.TypeFor[string](), verbatim, "string", "", []string{"", "in"}, ""},
+	Labels: {"jsonb", reflect.TypeFor[string](), verbatim, "string", "", []string{""}, ""},
 }
 
 // lookups has the SQL of each one, of a column and a placeholder, and what to say of the field in a
@@ -158,6 +162,8 @@ func (f *Field) validate() error {
 		return errors.New("needs Choices")
 	case f.Enum != "" && (f.Kind != Choice || f.Condition != "" || len(f.Choices) == 0):
 		return errors.New("an Enum is for words and a Column")
+	case f.Kind == Labels && (f.Condition != "" || f.Parse != nil):
+		return errors.New("labels have a Column, no Condition and no Parse")
 	case f.Rare != nil && (f.Kind != Choice || f.Condition != "" || strings.Count(f.ByRare, "%s") != 1):
 		return errors.New("a Rare is for words and a Column, and ByRare has one %s")
 	}
@@ -186,6 +192,9 @@ func (f *Field) condition(b *builder, lookup, text string) (string, error) {
 			return f.Column + " IS NULL", nil
 		}
 		return f.Column + " IS NOT NULL", nil
+	}
+	if f.Kind == Labels {
+		return f.labels(b, text)
 	}
 	values, err := f.values(lookup, text)
 	if err != nil {

@@ -31,6 +31,7 @@ func tasks() *filter.Set {
 			{Name: "retain", Column: "retain", Kind: filter.Int, Lookups: []string{"", "isnull"}},
 			{Name: "online", Column: "online", Kind: filter.Bool},
 			{Name: "labels", Column: "labels", Kind: filter.Array},
+			{Name: "pulp_label_select", Column: "t.pulp_labels", Kind: filter.Labels},
 			{
 				Name: "parent", Column: "parent", Kind: filter.UUID, Parse: reference,
 				ByType: "parent IN (SELECT id FROM thing WHERE type = ANY (%s))",
@@ -401,6 +402,9 @@ func TestValidateFindsMisdeclaredSets(t *testing.T) {
 		"enum of texts":         {Name: "a", Column: "a", Enum: "x"},
 		"rare texts":            {Name: "a", Column: "a", Rare: []string{"x"}, ByRare: "%s"},
 		"no way to rare words":  {Name: "a", Column: "a", Kind: filter.Choice, Choices: []string{"x"}, Rare: []string{"x"}},
+		"labels by a condition": {Name: "a", Condition: "b = %s", Kind: filter.Labels},
+		"labels read otherwise": {Name: "a", Column: "a", Kind: filter.Labels, Parse: reference},
+		"labels in a list":      {Name: "a", Column: "a", Kind: filter.Labels, Lookups: []string{"in"}},
 		"twice":                 {Name: "b", Column: "b"},
 		"twice by its suffix":   {Name: "b__in", Column: "b", Lookups: []string{""}},
 		"the name of another":   {Name: "q", Column: "q"},
@@ -436,6 +440,10 @@ func TestEveryParameterIsDescribed(t *testing.T) {
 		{Name: "state__in", Type: "string", List: true, Description: "Results whose state is one of these."},
 		{Name: "pulp_id__in", Type: "string", Format: "uuid", List: true, Description: "Results whose pulp_id is one of these."},
 		{Name: "parent", Type: "string", Description: "Results whose parent is this value."},
+		{
+			Name: "pulp_label_select", Type: "string",
+			Description: "Results whose labels meet all these terms, with commas between: key, !key, key=value, key!=value, key~part.",
+		},
 		{Name: "labels__in", Type: "string", List: true, Description: "Results whose labels have all these elements."},
 		{
 			Name: "ordering", Type: "string", List: true, Enum: []string{"name", "-name", "pulp_created", "-pulp_created", "pk", "-pk"},
@@ -454,6 +462,7 @@ const everything = "pulp_id__in=" + one + "&name=a&name__iexact=a&name__in=a&nam
 	"&pulp_created=2024-05-01&pulp_created__lt=2024-05-01&pulp_created__lte=2024-05-01&pulp_created__gt=2024-05-01" +
 	"&pulp_created__gte=2024-05-01&pulp_created__range=2024-05-01,2024-05-01&pulp_created__isnull=1&retain__isnull=0" +
 	"&number__in=1&online=1&labels=a&parent__in=null,/things/,/things/" + one + "&worker=a&created=a&created__in=a&reserved=a" +
+	"&pulp_label_select=a,!b,c%3Dd,e!%3Df,g~h" +
 	"&ordering=-name,pulp_created&q=NOT+(name%3Da+AND+number__range%3D1,2)+OR+name%3D''+OR+NOT+name%3Da"
 
 func TestTextIsPlainSQL(t *testing.T) {
@@ -482,10 +491,15 @@ func TestArgumentsNeedNoTypesOfTheServer(t *testing.T) {
 	}
 }
 
+// labelTexts begins a condition on the texts of labels.
+const labelTexts = `NOT EXISTS \(SELECT FROM unnest\(\$\d+::text\[\], \$\d+::text\[\]\) AS l \(label_key, label_text\) WHERE `
+
 // trusted is all that may be in a text for tasks.
 var trusted = regexp.MustCompile(`^(?:` + strings.Join([]string{
 	`\$\d+::(?:text|uuid|bigint|boolean|timestamptz)(?:\[\])?`, `state::text`, `t\.name`,
 	`\b(?:id|cid|created_at|number|retain|online|labels|parent|reserved)\b`, `\b(?:AND|OR|IS|NOT|NULL|TRUE|BETWEEN|ANY|DESC|true|false)\b`,
+	`t\.pulp_labels (?:@> \$\d+::jsonb|\?[&|] \$\d+::text\[\])`, labelTexts + `t\.pulp_labels ->> label_key = label_text\)`,
+	labelTexts + regexp.QuoteMeta(`(strpos(upper(t.pulp_labels ->> label_key), upper(label_text)) > 0) IS NOT TRUE)`),
 	`\b(?:upper|strpos|starts_with)\(`, ` > 0`, ` (?:=|<>|<|<=|>|>=|~|~\*|@>) `, `[ (),]`,
 	regexp.QuoteMeta(`IN (SELECT id FROM thing WHERE type = `), regexp.QuoteMeta(`IN (SELECT task_id FROM created_resource WHERE resource = `),
 	`EXISTS \(SELECT FROM unnest\(\$\d+::text\[\]\) v WHERE NOT \(v = ANY \(reserved\) OR 'shared:' \|\| v = ANY \(reserved\)\)\)`,

@@ -55,6 +55,8 @@ func (f *Field) describe(lookup string) Parameter {
 		p.Format = ""
 	case f.Kind == Choice && lookup != "in": // where other words are no error
 		p.Enum = f.Choices
+	case f.Kind == Labels:
+		p.Description = "Results whose labels meet all these terms, with commas between: key, !key, key=value, key!=value, key~part."
 	case f.Kind == Array && lookup == "":
 		p.Description = "Results whose " + f.Name + " have this element."
 	case f.Kind == Array:
