@@ -1,9 +1,11 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -316,4 +318,45 @@ func TestOnlyWhoMayDispatchDispatches(t *testing.T) {
 		h.want(r, want, nil)
 	}
 	h.answers(request{path: pithRoot + "task-types/", user: "-"}, http.StatusUnauthorized, `{"detail": "Authentication credentials were not provided."}`)
+}
+
+func TestImmediateTaskGoesOnWhenItsClientHangsUp(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	runs, goOn := make(chan struct{}), make(chan struct{})
+	patient := tasking.NewType("test.patient", func(ctx context.Context, _ *tasking.Run, _ any) (any, error) {
+		close(runs)
+		<-goOn
+		return nil, ctx.Err()
+	}, tasking.TypeConfig{Immediate: true, Dispatchable: true})
+	app, err := appstatus.New(h.db.Pool, appstatus.Config{Type: appstatus.API, TTL: time.Hour, Log: h.db.Log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := app.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.serve(func(*appstatus.App) (*tasking.Client, error) {
+		registry, err := tasking.NewRegistry(patient)
+		if err != nil {
+			return nil, err
+		}
+		return tasking.New(h.db.Pool, tasking.Config{Registry: registry, App: app, Log: h.db.Log})
+	}, api.Config{})
+	ctx, hangUp := context.WithCancel(t.Context())
+	req := httptest.NewRequestWithContext(ctx, http.MethodPost, pithRoot+"tasks/", strings.NewReader(`{"name": "test.patient", "immediate": true}`))
+	req.Header.Set("Content-Type", "application/json")
+	req.SetBasicAuth("admin", "password")
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		h.server.Handler().ServeHTTP(httptest.NewRecorder(), req)
+	}()
+	<-runs
+	hangUp()
+	close(goOn)
+	<-answered
+	if states := column[string](h, "SELECT state::text || coalesce(error::text, '') FROM task"); !slices.Equal(states, []string{"completed"}) {
+		t.Errorf("the task is %v", states)
+	}
 }
