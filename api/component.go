@@ -2,19 +2,15 @@ package api
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net/http"
 	"reflect"
-	"regexp"
-	"slices"
 	"strings"
 )
 
 // Component is what one plugin brings to the API.
 type Component struct {
-	// Label is what clients know the component by, such as "core". Version is PEP 440; clients keep the OpenAPI
-	// document for as long as it stays the same.
+	// Label is what clients know the component by, such as "core": letters, digits and underscores. No other component has
+	// it. Version is PEP 440; clients keep the OpenAPI document for as long as it stays the same.
 	Label, Version string
 	// Package and Module are told in status, as Python's names in Pulp.
 	Package, Module string
@@ -26,14 +22,15 @@ type Component struct {
 
 // Resource is a kind of object with a path of its own.
 type Resource struct {
-	// Path of the collection, such as "tasks/": below the API's root, or below one of Parent's objects.
+	// Path of the collection, such as "tasks/": below the API's root, or below one of Parent's objects. It ends with a slash,
+	// and needs no escaping.
 	Path string
 	// Base is the path before that, such as /pith/api/. Default: the API's root.
 	Base string
 	// Parent is what the collection belongs to one of. Default: none.
 	Parent *Resource
 	// Name of the collection in the ids of operations, such as "tasks"; Key that of one object, such as "task": its
-	// path is {task_href} in the document.
+	// path is {task_href} in the document. No other resource has the Key, nor an operation of the same Name and Verb.
 	Name, Key string
 	// ID is the name of the last segment of an object's path, unique in the path. Default: Key with "_pk" after it.
 	ID string
@@ -41,7 +38,7 @@ type Resource struct {
 	Numbered bool
 	// Whole objects come with all their fields, whichever the client asks for, as Pulp's users do.
 	Whole bool
-	// Model is what PRNs name it, such as "core.task". Default: objects have no PRN.
+	// Model is what PRNs name it, such as "core.task", and nothing else. Default: objects have no PRN.
 	Model string
 	// Existing answers which of these keys objects have. Required with a Model, but with a Parent.
 	Existing func(ctx context.Context, keys []string) ([]string, error)
@@ -52,7 +49,8 @@ type Resource struct {
 	Identify func(ctx context.Context, paths [][]string) ([]string, error)
 	// Noun is the model in error texts, such as "Task".
 	Noun string
-	// Tag groups the operations in the document, such as "Tasks".
+	// Tag groups the operations in the document, such as "Tasks". In bindings the operations of one Tag are told apart by their
+	// Verbs.
 	Tag string
 	// Operations are what can be done, one per method and path.
 	Operations []Operation
@@ -60,9 +58,10 @@ type Resource struct {
 
 // Operation is one method of one path.
 type Operation struct {
-	// Method of HTTP. HEAD comes with GET.
+	// Method of HTTP: GET, with which HEAD comes, POST, PUT, PATCH or DELETE.
 	Method string
-	// Path below the collection: "" is the collection itself, "{}" one of its objects.
+	// Path below the collection: "" is the collection itself, "{}" one of its objects, and what follows may have segments that
+	// vary: "{}files/{name}/".
 	Path string
 	// Verb is the operation's name in the document: the id of "list" is tasks_list.
 	Verb string
@@ -75,13 +74,13 @@ type Operation struct {
 	// Parameters of the query, beside those of a Collection. Others are ignored.
 	Parameters []Parameter
 	// Replies has a value of each type that the operation may answer, by status; nil: no body. Errors that any
-	// operation may answer need not be named.
+	// operation may answer need not be named. Required.
 	Replies map[int]any
 	// Also is another type that the body of a success may have: a short form.
 	Also any
 	// Allow refuses users who may not, or whom the object does not concern, before the body is read. Default: all may.
 	Allow func(context.Context, *Request) error
-	// Do answers a request.
+	// Do answers a request. Required.
 	Do Handler
 
 	modeled bool // is for objects that have a Model and no Parent
@@ -197,59 +196,4 @@ func (r *Resource) hrefPattern(root string, o Operation) string {
 		return "{" + r.Parent.Key + "_href}" + r.Path + o.Path
 	}
 	return r.base(root) + r.Path + o.Path
-}
-
-// roleNames are those that a component may give its roles.
-var roleNames = regexp.MustCompile(`^[A-Za-z0-9_.]+$`)
-
-// check tells what is wrong with the components, but for what their routes and the document tell.
-func (s *Server) check() error {
-	seen := map[string]bool{}
-	for _, c := range s.cfg.Components {
-		for _, role := range c.Roles {
-			switch {
-			case seen[role.Name] || !strings.HasPrefix(role.Name, c.Label+"."):
-				return fmt.Errorf("the role %s is there twice, or not one of %s", role.Name, c.Label)
-			case !roleNames.MatchString(role.Name): // it gets into the text of statements
-				return fmt.Errorf("the role %q: a name has letters, digits, dots and underscores only", role.Name)
-			}
-			seen[role.Name] = true
-		}
-	}
-	for _, res := range s.resources() {
-		switch {
-		case res.Model == "":
-		case res.Parent == nil && res.Existing == nil:
-			return fmt.Errorf("%s has a Model, but not Existing", res.path())
-		case res.Parent != nil && (res.Locate == nil || res.Identify == nil):
-			return fmt.Errorf("%s has a Model and a Parent, but not Locate and Identify", res.path())
-		}
-		for _, o := range res.Operations {
-			if err := o.check(res); err != nil {
-				return fmt.Errorf("%s of %s: %w", o.Verb, res.path(), err)
-			}
-		}
-	}
-	return nil
-}
-
-func (o Operation) check(res *Resource) error {
-	if o.modeled && (res.Parent != nil || res.Model == "") {
-		return errors.New("it is for objects that have a Model and no Parent")
-	}
-	if o.Do.body != nil {
-		if err := bodyType(o.Do.body); err != nil {
-			return err
-		}
-	}
-	if o.Collection == nil {
-		return nil
-	}
-	for name := range o.Collection.References {
-		i := slices.IndexFunc(o.Collection.Filters.Fields, func(f Field) bool { return f.Name == name })
-		if i < 0 || o.Collection.Filters.Fields[i].Kind != UUIDField && o.Collection.Filters.Fields[i].Kind != IntField {
-			return fmt.Errorf("no field %s of the kind UUIDField or IntField can be a reference", name)
-		}
-	}
-	return nil
 }

@@ -165,17 +165,24 @@ func (s *Server) keyOf(text string, res *Resource) (string, error) {
 	return o.Key, nil
 }
 
-// referenceTo reads hrefs and PRNs of a resource's objects, and the word null, for filters.
+// referenceTo reads hrefs and PRNs of a resource's objects, for filters.
 func (s *Server) referenceTo(res func() *Resource) func(string) (any, error) {
 	return func(text string) (any, error) {
-		if text == "null" {
-			return filter.Null{}, nil
-		}
 		key, err := s.keyOf(text, res())
 		if err != nil {
 			return nil, err
 		}
 		return uuid.Parse(key)
+	}
+}
+
+// orNull reads the word null, too, which asks for objects that refer to nothing.
+func orNull(parse func(string) (any, error)) func(string) (any, error) {
+	return func(text string) (any, error) {
+		if text == "null" {
+			return filter.Null{}, nil
+		}
+		return parse(text)
 	}
 }
 
@@ -208,8 +215,8 @@ func (s *Server) taskCollection() *Collection {
 	}
 	slices.Sort(states)
 	rare := slices.DeleteFunc(slices.Clone(states), func(state string) bool { return state == string(tasking.Completed) })
-	task := s.referenceTo(func() *Resource { return s.own.tasks })
-	group := s.referenceTo(func() *Resource { return s.own.groups })
+	task := orNull(s.referenceTo(func() *Resource { return s.own.tasks }))
+	group := orNull(s.referenceTo(func() *Resource { return s.own.groups }))
 	reserved := func(prefix string) naming {
 		return func(text string, o Object) (any, error) { return prefix + resourceName(text, o), nil }
 	}

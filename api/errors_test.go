@@ -181,7 +181,7 @@ func refusedPaths(s scene) []refusal {
 	missing("Artifact", get("artifacts/"+nowhere+"/"))
 	for _, path := range []string{
 		"tasks/x/", "tasks/" + strings.ReplaceAll(nowhere, "-", "") + "/", "tasks/{" + nowhere[1:35] + "}/", "tasks/urn:uuid:" + nowhere + "/",
-		"tasks/%00/", "tasks/x/list_roles/", "task-groups/1/", "task-schedules/-/", "workers/x/", "users/x/", "users/-1/", "users/+1/",
+		"tasks/%00/", "tasks/x/list_roles/", "task-groups/1/", "task-schedules/-/", "workers/x/", "users/x/", "users/-1/", "users/+1/", "users/-0/", "users/01/", "users/01/roles/",
 		"users/99999999999/", "users/1.0/", "users/x/roles/", "users/1/roles/x/", "users/x/roles/" + nowhere + "/",
 	} {
 		all = append(all, refusal{"malformed id: " + path, get(path), 404, detailed("Not found."), nil})
@@ -369,8 +369,8 @@ func refusedReferences(s scene) []refusal {
 		"parent_task":       {"x", "/", "/nowhere/", root + "task-groups/", root + "tasks/x/", s.group, "prn:core.task:x", "prn:core.taskgroup:" + nowhere, nowhere},
 		"child_tasks":       {"x", s.group},
 		"task_group":        {"x", s.task, "prn:core.task:" + nowhere},
-		"pulp_href__in":     {"x", s.group},
-		"prn__in":           {"x", s.prn, "prn:core.task:" + nowhere[1:]},
+		"pulp_href__in":     {"x", "null", s.group},
+		"prn__in":           {"x", "null", s.prn, "prn:core.task:" + nowhere[1:]},
 		"created_resources": {"x", "/nowhere/", root + "tasks/", "prn:file.filerepository:" + nowhere},
 	} {
 		for _, text := range bad {

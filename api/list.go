@@ -31,7 +31,8 @@ type Collection struct {
 	// everyone may see everything.
 	Scope func(context.Context, *Request) (string, []any, error)
 	// References are the fields whose values are hrefs or PRNs of objects of a resource, by the fields' names. They are of the
-	// kind UUIDField, or IntField if the objects are Numbered, and are compared with the keys in the objects' PRNs.
+	// kind UUIDField, or IntField if the objects are Numbered, and are compared with the keys in the objects' PRNs. A UUIDField
+	// whose Column is not the Filters' Key may also be asked for null.
 	References map[string]*Resource
 	// names are the fields whose values may be hrefs or PRNs of any objects, which are looked up.
 	names map[string]naming
@@ -72,8 +73,8 @@ const (
 	maxOffset = math.MaxInt32
 )
 
-// general are the parameters of all lists, which filters leave alone.
-var general = []string{"limit", "offset", "fields", "exclude_fields", "minimal"}
+// general are the parameters of all lists, which filters leave alone. As in Pulp, page_size is allowed and does nothing.
+var general = []string{"limit", "offset", "page_size", "fields", "exclude_fields", "minimal"}
 
 // window is which part of a list the client wants. What is no number is the default, as in Pulp.
 func (r *Request) window() (limit, offset int) {

@@ -97,6 +97,7 @@ func TestPagesTellWhereTheyStand(t *testing.T) {
 		"limit=2&offset=100":                 {5, none, "limit=2&offset=98", []string{}},
 		"limit=1&limit=2":                    {5, "limit=2&offset=2", none, all[:2]},
 		"offset=1":                           {5, none, "limit=100", all[1:]},
+		"page_size=2":                        {5, none, none, all},
 		"limit=10001&offset=1":               {5, none, "limit=10000", all[1:]},
 		"limit=2&offset=2&state=waiting":     {5, "limit=2&offset=4", "limit=2", all[2:4]},
 		"limit=1&name__in=a%2Cb":             {0, none, none, []string{}},
@@ -143,10 +144,14 @@ func TestPagesOfAllListsTellWhereTheyStand(t *testing.T) {
 			"limit=2&offset=2":   {len(all), none, "limit=2", all[2:]},
 			"limit=3&offset=100": {len(all), none, "limit=3&offset=97", []string{}},
 			"limit=1&minimal=1":  {len(all), "limit=1&offset=1", none, all[:1]},
+			"page_size=1":        {len(all), none, none, all},
 		} {
 			if diff := gocmp.Diff(want, h.partOf(path, query, key)); diff != "" {
 				t.Errorf("%s?%s (-want +got):\n%s", path, query, diff)
 			}
+		}
+		if slices.ContainsFunc(parametersOf(h, path), func(p parameter) bool { return p.Name == "page_size" }) {
+			t.Errorf("%s: the document tells of a parameter that does nothing", path)
 		}
 	}
 }

@@ -50,7 +50,7 @@ func (s *Server) describe(f form) (*openapi3.T, error) {
 		for _, res := range c.Resources {
 			for _, o := range res.Operations {
 				if err := d.add(res, o); err != nil {
-					return nil, fmt.Errorf("describe %s of %s: %w", o.Verb, res.Path, err)
+					return nil, fmt.Errorf("component %q: describe %s of %s: %w", c.Label, o.Verb, res.path(), err)
 				}
 			}
 		}
@@ -78,6 +78,14 @@ func (o Operation) usual() bool {
 	return true
 }
 
+// id is the operation's name in the document.
+func (o Operation) id(res *Resource, bindings bool) string {
+	if bindings && o.usual() {
+		return o.Verb
+	}
+	return res.Name + "_" + o.Verb
+}
+
 type describer struct {
 	server  *Server
 	form    form
@@ -92,15 +100,17 @@ func (d *describer) add(res *Resource, o Operation) error {
 		path = res.base(d.server.root) + res.pattern(o)
 	}
 	op := openapi3.NewOperation()
-	op.OperationID = res.Name + "_" + o.Verb
-	if d.form.bindings && o.usual() {
-		op.OperationID = o.Verb
-	}
+	op.OperationID = o.id(res, d.form.bindings)
 	op.Summary, op.Description, op.Tags = o.Summary, o.Summary, []string{res.Tag}
 	if !o.Public {
 		op.Security = &openapi3.SecurityRequirements{{"basicAuth": {}}}
 	}
 	d.parameters(op, res, o, path)
+	for i, p := range op.Parameters {
+		if op.Parameters[:i].GetByInAndName(p.Value.In, p.Value.Name) != nil {
+			return fmt.Errorf("the parameter %s of the %s is there twice", p.Value.Name, p.Value.In)
+		}
+	}
 	if o.Do.body != nil {
 		body, err := d.schema(o.Do.body, true)
 		if err != nil {
@@ -132,6 +142,9 @@ func (d *describer) add(res *Resource, o Operation) error {
 	if item == nil {
 		item = &openapi3.PathItem{}
 		d.doc.Paths.Set(path, item)
+	}
+	if item.GetOperation(o.Method) != nil {
+		return fmt.Errorf("%s %s is there twice: choose another Key or Path", o.Method, path)
 	}
 	item.SetOperation(o.Method, op)
 	return nil

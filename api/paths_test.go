@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,6 +89,20 @@ func TestClientsMayAcceptJSONOrPages(t *testing.T) {
 	for path, kind := range map[string]string{"livez/": "", "docs/": "text/html; charset=utf-8", "docs/api.json": "application/vnd.oai.openapi+json"} {
 		if got := h.send(get(path).with("Accept", "image/png")); got.status != http.StatusOK || got.header.Get("Content-Type") != kind {
 			t.Errorf("%s: %d %v", path, got.status, got.header)
+		}
+	}
+}
+
+func TestRepliesVaryByWhatTheClientAccepts(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	for _, r := range []request{
+		get(""), get("status/"), get("livez/"), get("tasks/"), get("tasks/x/"), get("tasks/").by("-"), get("status/").with("Accept", "image/png"),
+		post("status/", "{}"), post("tasks/purge/", "{"), get("docs/"), get("docs/api.json?component=x"),
+	} {
+		got := h.send(r)
+		if vary := got.header.Values("Vary"); !slices.Equal(vary, []string{"Accept"}) {
+			t.Errorf("%s %s: %d varies by %q", r.method, r.path, got.status, vary)
 		}
 	}
 }

@@ -107,7 +107,7 @@ func TestResourcesAreNamedByHrefPRNOrFreeText(t *testing.T) {
 		"exclusive_resources": []string{
 			h.http.URL + href, "free text", "/no/href/of/ours/", "https://example.org/x", root + "tasks/", "prn:file.filerepository:1",
 		},
-		"shared_resources": []string{saved, "prn:core.worker:2", root + "users/007/"},
+		"shared_resources": []string{saved, "prn:core.worker:2", root + "users/7/"},
 	}})
 	want := []string{
 		"prn:core.task:" + id.String(), "free text", "/no/href/of/ours/", "https://example.org/x", root + "tasks/", "prn:file.filerepository:1",

@@ -61,9 +61,9 @@ func (c *Collection) filters(read func(f filter.Field, text string) (any, error)
 	return &set
 }
 
-// reference is the key of the object that a text names, which has to be of the field's resource, or null.
+// reference is the key of the object that a text names, which has to be of the field's resource, or null where that may be.
 func (c *Collection) reference(f filter.Field, text string, o Object) (any, error) {
-	if f.Kind == filter.UUID && text == "null" {
+	if text == "null" && f.Kind == filter.UUID && f.Column != "" && f.Column != c.Filters.Key {
 		return filter.Null{}, nil
 	}
 	if o.Resource != c.References[f.Name] || o.Key == "" {

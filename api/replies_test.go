@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/pithworks/pith/api"
-	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
 )
 
@@ -100,106 +98,6 @@ func TestReplyThatIsNotDeclaredIsAnErrorOfTheServer(t *testing.T) {
 		}})
 		if w := ask(t, s, http.MethodGet, root+"things/"); w.Code != reply.Status {
 			t.Errorf("%d is answered as %d: %s", reply.Status, w.Code, w.Body)
-		}
-	}
-}
-
-// floatReply would be written as Go does.
-type floatReply struct {
-	Weight float64 `json:"weight"`
-}
-
-func TestComponentsThatCannotBeServedAreRefused(t *testing.T) {
-	t.Parallel()
-	h := newHarness(t)
-	nothing := func(context.Context, *api.Request) (api.Reply, error) { return api.Reply{}, nil }
-	with := func(change func(c *api.Component, res *api.Resource, o *api.Operation)) []api.Component {
-		c := answering(map[int]any{http.StatusNoContent: nil}, nothing)
-		change(&c, c.Resources[0], &c.Resources[0].Operations[0])
-		return []api.Component{c}
-	}
-	type named struct {
-		Name string `json:"name"`
-	}
-	existing := func(context.Context, []string) ([]string, error) { return nil, nil }
-	parent := &api.Resource{Path: "parents/", Key: "parent"}
-	nested := func(res *api.Resource) {
-		res.Parent, res.Model, res.Existing = parent, "things.thing", existing
-	}
-	for name, tt := range map[string]struct {
-		components []api.Component
-		want       string // "": it can be served
-	}{
-		"a plugin twice":     {[]api.Component{newThings(nil).component(), {Label: "more", Resources: newThings(nil).component().Resources}}, "is there twice"},
-		"a path of the core": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { res.Path = "tasks/" }), "is there twice"},
-		"PRNs of what cannot be looked up": {
-			with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { res.Model = "things.thing" }),
-			"things/ has a Model, but not Existing",
-		},
-		"PRNs of what cannot be found below its parents": {
-			with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { nested(res) }),
-			"parents/{parent_pk}/things/ has a Model and a Parent, but not Locate and Identify",
-		},
-		"parents and no PRNs": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) { res.Parent = parent }), ""},
-		"a body that is no struct": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Do = api.With(func(context.Context, *api.Request, []string) (api.Reply, error) { return api.Reply{}, nil })
-		}), "do of things/: a body is a struct, not a []string"},
-		"a body with a struct in it": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Do = api.With(func(context.Context, *api.Request, struct {
-				Inner []named `json:"inner"`
-			},
-			) (api.Reply, error) {
-				return api.Reply{}, nil
-			})
-		}), "the field inner of"},
-		"a body with a number of another size": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Do = api.With(func(context.Context, *api.Request, struct {
-				Small *int32 `json:"small"`
-			},
-			) (api.Reply, error) {
-				return api.Reply{}, nil
-			})
-		}), "bodies have no fields of the type *int32"},
-		"a body with a map by numbers": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Do = api.With(func(context.Context, *api.Request, struct {
-				Map map[int]string `json:"map"`
-			},
-			) (api.Reply, error) {
-				return api.Reply{}, nil
-			})
-		}), "bodies have no fields of the type map[int]string"},
-		"a reply that is described, and not written, as in Python": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Replies = map[int]any{http.StatusOK: floatReply{}}
-		}), "the type float64 is not written as Pulp does"},
-		"a reply that cannot be described": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Replies = map[int]any{http.StatusOK: make(chan int)}
-		}), "the type chan int has no schema"},
-		"a reply without a name": {with(func(_ *api.Component, _ *api.Resource, o *api.Operation) {
-			o.Replies = map[int]any{http.StatusOK: struct{ Name string }{}}
-		}), "struct { Name string } has no name"},
-		"a role twice": {
-			with(func(c *api.Component, _ *api.Resource, _ *api.Operation) { c.Roles = slices.Repeat(thingRoles, 2) }),
-			"the role things.thing_creator is there twice",
-		},
-		"a role of the core": {with(func(c *api.Component, _ *api.Resource, _ *api.Operation) {
-			c.Roles = []api.Role{{Name: "core.task_owner", Permissions: []string{"things.view_thing"}}}
-		}), "the role core.task_owner is there twice, or not one of things"},
-		"a role whose name is no word": {with(func(c *api.Component, _ *api.Resource, _ *api.Operation) {
-			c.Roles = []api.Role{{Name: "things.o'clock", Permissions: []string{"things.view_thing"}}}
-		}), "letters, digits, dots and underscores only"},
-		"roles on objects below others": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) {
-			res.Parent, res.Operations = parent, api.RoleOperations("things.manage_roles_thing", "things.view_thing")
-		}), "it is for objects that have a Model and no Parent"},
-		"labels of objects without a model": {with(func(_ *api.Component, res *api.Resource, _ *api.Operation) {
-			res.Model, res.Operations = "", api.LabelOperations("things.change_thing", "things.view_thing", nil, nil)
-		}), "it is for objects that have a Model and no Parent"},
-		"a reference that is no field": {with(func(_ *api.Component, res *api.Resource, o *api.Operation) {
-			o.Collection = &api.Collection{Filters: api.Filters{Key: "id", Newest: "id"}, References: map[string]*api.Resource{"thing": res}}
-		}), "no field thing of the kind UUIDField"},
-	} {
-		_, err := api.New(h.db.Pool, h.newClient, api.Config{Version: builtin.Version, Components: tt.components})
-		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -52,23 +52,35 @@ func (s *Server) routes() (http.Handler, error) {
 					if strings.HasSuffix(exact, "/") {
 						exact += "{$}"
 					}
-					mux.Handle(exact, r)
-				}
-				if r.resource != res || r.operations[o.Method] != nil {
-					return nil, fmt.Errorf("api: %s %s is there twice", o.Method, pattern)
-				}
-				r.operations[o.Method] = o
-				if o.Collection != nil {
-					if err := o.Collection.Filters.Validate(); err != nil {
-						return nil, fmt.Errorf("api: list of %s: %w", pattern, err)
+					if err := handle(mux, exact, r); err != nil {
+						return nil, fmt.Errorf("api: component %q: %s of %s: %w", c.Label, o.Verb, res.path(), err)
 					}
 				}
+				if r.resource != res || r.operations[o.Method] != nil {
+					return nil, fmt.Errorf("api: component %q: %s of %s: %s %s is there twice", c.Label, o.Verb, res.path(), o.Method, pattern)
+				}
+				r.operations[o.Method] = o
 			}
 		}
 	}
 	mux.Handle(s.cfg.Root+assetsPath, s.serveAssets())
 	mux.HandleFunc("/", elsewhere)
 	return slashed(mux), nil
+}
+
+// handle is the mux's Handle, but for its panic: only the mux knows whether it can tell a pattern from all others.
+func handle(mux *http.ServeMux, pattern string, h http.Handler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			why := fmt.Sprint(p)
+			if _, rest, ok := strings.Cut(why, ":\n"); ok { // before that it tells lines of this file
+				why, _, _ = strings.Cut(rest, "\n")
+			}
+			err = errors.New("the path cannot be served, choose another: " + why)
+		}
+	}()
+	mux.Handle(pattern, h)
+	return nil
 }
 
 // slashed tells a client that has left out a path's last slash where it is, as Pulp does it, whatever the method. (ServeMux
@@ -147,6 +159,7 @@ func (rt *route) answer(ctx context.Context, header http.Header, r *Request) (Re
 		method = http.MethodGet
 	}
 	o := rt.operations[method]
+	header.Set("Vary", "Accept")
 	if (o == nil || !o.plain()) && !acceptsJSON(r.Header.Get("Accept")) {
 		return Reply{}, detail(http.StatusNotAcceptable, "Could not satisfy the request Accept header.")
 	}
@@ -156,7 +169,6 @@ func (rt *route) answer(ctx context.Context, header http.Header, r *Request) (Re
 	}
 	header.Set("Allow", rt.allowed())
 	if !public {
-		header.Set("Vary", "Accept")
 		user, err := rt.server.users.authenticate(ctx, r.Request)
 		if err != nil {
 			return Reply{}, err
@@ -243,11 +255,11 @@ func (rt *route) identify(r *Request) error {
 	return nil
 }
 
-// key is the one spelling of an object's key.
+// key is the one spelling of an object's key. A number has no other; a UUID may come with large letters.
 func (r *Resource) key(text string) (string, bool) {
 	if r.Numbered {
 		n, err := strconv.ParseInt(text, 10, 32)
-		return strconv.FormatInt(n, 10), err == nil && n >= 0 && text[0] != '+'
+		return text, err == nil && n >= 0 && text == strconv.FormatInt(n, 10)
 	}
 	id, err := uuid.Parse(text)
 	return id.String(), err == nil && len(text) == 36

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +26,7 @@ import (
 type Config struct {
 	// Components beside the core's own, whose place is first. Default: none.
 	Components []Component
-	// Root is the path below which everything is served. Default: /pulp/.
+	// Root is the path below which everything is served. It begins and ends with a slash, and needs no escaping. Default: /pulp/.
 	Root string
 	// ContentOrigin and ContentPathPrefix are where the content app serves files, as told in status. Default: no origin,
 	// and /pulp/content/.
@@ -88,8 +87,8 @@ func New(pool *pgxpool.Pool, newClient func(*appstatus.App) (*tasking.Client, er
 	}
 	cfg.Root = cmp.Or(cfg.Root, "/pulp/")
 	cfg.ContentPathPrefix = cmp.Or(cfg.ContentPathPrefix, "/pulp/content/")
-	if !strings.HasPrefix(cfg.Root, "/") || !strings.HasSuffix(cfg.Root, "/") || strings.ContainsAny(cfg.Root, "{}") {
-		return nil, fmt.Errorf("api: root %q: it must begin and end with a slash", cfg.Root)
+	if err := cmp.Or(basePaths.check("Root", cfg.Root), basePaths.check("ContentPathPrefix", cfg.ContentPathPrefix)); err != nil {
+		return nil, fmt.Errorf("api: %w", err)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -486,7 +486,6 @@ func TestRootIsWhereItIsConfigured(t *testing.T) {
 func TestServerThatCannotWorkIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
-	twice := api.Component{Label: "x", Resources: []*api.Resource{{Path: "tasks/", Name: "x", Key: "x", Operations: []api.Operation{{Method: http.MethodGet}}}}}
 	good := api.Config{Version: builtin.Version}
 	for _, tt := range []struct {
 		pool   bool
@@ -500,7 +499,11 @@ func TestServerThatCannotWorkIsRefused(t *testing.T) {
 		{true, h.newClient, api.Config{Version: "1", Root: "pulp/"}, `"pulp/"`},
 		{true, h.newClient, api.Config{Version: "1", Root: "/pulp"}, `"/pulp"`},
 		{true, h.newClient, api.Config{Version: "1", Root: "/{pulp}/"}, `"/{pulp}/"`},
-		{true, h.newClient, api.Config{Version: "1", Components: []api.Component{twice}}, "twice"},
+		{true, h.newClient, api.Config{Version: "1", Root: "/a b/"}, `the Root "/a b/": it must begin and end with a slash`},
+		{true, h.newClient, api.Config{Version: "1", Root: "/pulp//"}, `"/pulp//"`},
+		{true, h.newClient, api.Config{Version: "1", Root: "/x/../y/"}, `"/x/../y/"`},
+		{true, h.newClient, api.Config{Version: "1", Root: "/%7Bpulp/"}, `"/%7Bpulp/"`},
+		{true, h.newClient, api.Config{Version: "1", ContentPathPrefix: "/files"}, `the ContentPathPrefix "/files"`},
 		{true, func(*appstatus.App) (*tasking.Client, error) { return nil, io.ErrUnexpectedEOF }, good, io.ErrUnexpectedEOF.Error()},
 	} {
 		p := h.db.Pool

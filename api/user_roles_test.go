@@ -208,6 +208,8 @@ func TestUserRolesAreFilteredAndOrdered(t *testing.T) {
 		"ordering=object":               about("ordering", "Select a valid choice. object is not one of the available choices."),
 		"pulp_id__in=x":                 about("pulp_id__in", "Enter a valid UUID."),
 		"pulp_href__in=" + one:          jsonOf([]string{"URI not valid: " + one}),
+		"pulp_href__in=null":            jsonOf([]string{"URI not valid: null"}),
+		"prn__in=null":                  jsonOf([]string{"URI not valid: null"}),
 		"prn__in=prn:auth.user:1":       jsonOf([]string{"URI not valid: prn:auth.user:1"}),
 		"content_object=nonsense":       jsonOf([]string{"Invalid value for 'content_object': nonsense."}),
 		"content_object=" + root:        jsonOf([]string{"Invalid value for 'content_object': " + root + "."}),

@@ -88,6 +88,7 @@ func TestAPIServesItsUsersAndEndsPolitely(t *testing.T) {
 	}
 	pith(t, db.URL, "api", "--listen", address).wants(t, exitFailure, "address already in use")
 	pith(t, db.URL, "api", "--api-root", "pulp").wants(t, exitUsage, "must begin and end with a slash")
+	pith(t, db.URL, "api", "--api-root", "/a b/").wants(t, exitUsage, `the Root "/a b/": it must begin and end with a slash; between slashes it has letters`)
 
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
