@@ -7,12 +7,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
 	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
-
-	appstatus "github.com/pithworks/pith/app_status"
 )
 
 // plan is a node of a plan, as PostgreSQL tells it.

@@ -130,11 +130,12 @@ func (s *Server) addRole(ctx context.Context, r *Request, res *Resource, body ne
 		return Reply{}, err
 	}
 	had, err := s.assign(ctx, a)
-	if errors.Is(err, errUserGone) { // since their names were looked up
+	switch {
+	case errors.Is(err, errUserGone): // since their names were looked up
 		return Reply{}, FieldErrors{"users": []string{"Object does not exist."}}
-	} else if errors.Is(err, errObjectGone) {
+	case errors.Is(err, errObjectGone):
 		return Reply{}, NotFound(res.Noun)
-	} else if err != nil {
+	case err != nil:
 		return Reply{}, err
 	}
 	for i, id := range ids {

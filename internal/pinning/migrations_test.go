@@ -439,7 +439,7 @@ func TestMigrationsThatHoldWorkUpAreFound(t *testing.T) {
 		{up: "CREATE TRIGGER t AFTER DELETE OR INSERT ON task EXECUTE FUNCTION f()", want: []string{"up: trigger on task: one after DELETE"}},
 		{up: "CREATE TRIGGER t AFTER UPDATE ON task EXECUTE FUNCTION f()", want: []string{"up: trigger on task: one after DELETE"}},
 		{
-			up: "CREATE TRIGGER t AFTER DELETE ON task EXECUTE FUNCTION f(); CREATE TRIGGER t AFTER DELETE ON app EXECUTE FUNCTION f()",
+			up:   "CREATE TRIGGER t AFTER DELETE ON task EXECUTE FUNCTION f(); CREATE TRIGGER t AFTER DELETE ON app EXECUTE FUNCTION f()",
 			down: "DROP TRIGGER t ON task; DROP TRIGGER t ON app", want: []string{"up: locks app and task", "down: locks app and task"},
 		},
 	} {
