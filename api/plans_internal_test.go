@@ -8,9 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
-	appstatus "github.com/pithworks/pith/app_status"
 	"github.com/pithworks/pith/db"
-	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
@@ -42,17 +40,7 @@ func TestListsDoNotReadWhatIsCompleted(t *testing.T) {
 	t.Parallel()
 	const completed, most = 30000, 1500
 	d := dbtest.New(t)
-	registry, err := builtin.Registry()
-	if err != nil {
-		t.Fatal(err)
-	}
-	newClient := func(app *appstatus.App) (*tasking.Client, error) {
-		return tasking.New(d.Pool, tasking.Config{Registry: registry, App: app})
-	}
-	s, err := New(d.Pool, newClient, Config{Version: builtin.Version})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newServer(t, d)
 	group, err := s.Tasks().NewGroup(t.Context(), "g")
 	if err != nil {
 		t.Fatal(err)
@@ -137,17 +125,7 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 	t.Parallel()
 	const most = 1500
 	d := dbtest.New(t)
-	newClient := func(app *appstatus.App) (*tasking.Client, error) {
-		registry, err := builtin.Registry()
-		if err != nil {
-			return nil, err
-		}
-		return tasking.New(d.Pool, tasking.Config{Registry: registry, App: app})
-	}
-	s, err := New(d.Pool, newClient, Config{Version: builtin.Version})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := newServer(t, d)
 	for _, sql := range []string{
 		`INSERT INTO task_kind (name, versions, max_attempts, backoff) VALUES ('k', '{}', 1, '0')`,
 		`INSERT INTO task (id, created_at, unblocked_at, started_at, finished_at, kind, attempt, state, blocked_on, reserved_resources_record, logging_cid, args)

@@ -154,7 +154,6 @@ func (r *Request) creators(ctx context.Context, ids []string) (map[string]string
 
 const (
 	taskModel      = "core.task"
-	roleOwner      = "core.task_owner"
 	roleDispatcher = "core.task_user_dispatcher"
 )
 
