@@ -170,7 +170,7 @@ func decode(t reflect.Type, in values) (any, error) {
 			wrong[f.name] = err.message
 		}
 	}
-	if _, ok := reflect.TypeAssert[Lenient](out); !ok {
+	if _, ok := reflect.TypeAssert[lenient](out); !ok {
 		for name := range in.json {
 			if !known[name] {
 				wrong.Add(name, "Unexpected field")

@@ -51,8 +51,8 @@ func choices(t reflect.Type) []string {
 	return nil
 }
 
-// Lenient bodies ignore fields that they do not know.
-type Lenient interface{ lenient() }
+// lenient bodies ignore fields that they do not know.
+type lenient interface{ lenient() }
 
 // IgnoreUnknown makes a body that embeds it ignore fields that it does not know, as some of Pulp's do.
 type IgnoreUnknown struct{}
