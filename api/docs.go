@@ -51,13 +51,15 @@ func CollectStatic(dir string) error {
 	})
 }
 
-// document keeps the forms of the OpenAPI document that were asked for, in the encodings that were asked for.
+// document keeps the usual forms of the OpenAPI document that were asked for: those of all components, and of each alone. Anyone
+// may ask for any number of others, without credentials.
 type document struct {
 	// digest tells the documents of different APIs apart. It never changes.
 	digest string
-
-	mu    sync.Mutex
-	forms map[string][]byte
+	// forms are encoded, by content type and form.
+	forms sync.Map
+	// making is held while a form is made: one at a time, since it takes a processor for a while.
+	making sync.Mutex
 }
 
 // digest is that of the document.
@@ -139,7 +141,9 @@ func (s *Server) form(r *Request) (form, error) {
 		f.components = append(f.components, label)
 	}
 	slices.Sort(f.components)
-	f.components = slices.Compact(f.components)
+	if f.components = slices.Compact(f.components); len(f.components) == len(s.cfg.Components) {
+		f.components = nil
+	}
 	return f, nil
 }
 
@@ -150,10 +154,13 @@ func (s *Server) asked(r *Request, kind string, encode func([]byte) ([]byte, err
 		return nil, err
 	}
 	key := fmt.Sprint(kind, f)
-	s.document.mu.Lock()
-	defer s.document.mu.Unlock()
-	if data, ok := s.document.forms[key]; ok {
-		return data, nil
+	if data, ok := s.document.forms.Load(key); ok {
+		return data.([]byte), nil
+	}
+	s.document.making.Lock()
+	defer s.document.making.Unlock()
+	if data, ok := s.document.forms.Load(key); ok { // made meanwhile
+		return data.([]byte), nil
 	}
 	doc, err := s.describe(f)
 	if err != nil {
@@ -166,10 +173,9 @@ func (s *Server) asked(r *Request, kind string, encode func([]byte) ([]byte, err
 	if err != nil {
 		return nil, err
 	}
-	if s.document.forms == nil {
-		s.document.forms = map[string][]byte{}
+	if len(f.components) <= 1 {
+		s.document.forms.Store(key, data)
 	}
-	s.document.forms[key] = data // as many as there are subsets of the components, times eight
 	return data, nil
 }
 

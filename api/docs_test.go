@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"html"
 	"io/fs"
 	"net/http"
@@ -69,6 +70,56 @@ func TestDocumentationPageTakesEverythingFromItsServer(t *testing.T) {
 		if strings.Contains(w.Body.String(), "<script>") || strings.Contains(w.Body.String(), "onload=") {
 			t.Errorf("%s: the page has a script that its policy forbids", at)
 		}
+	}
+}
+
+// TestNobodyMakesAServerKeepManyForms: there are as many as there are sets of components.
+func TestNobodyMakesAServerKeepManyForms(t *testing.T) {
+	t.Parallel()
+	var cfg api.Config
+	labels := []string{"core"}
+	for _, label := range []string{"a", "b", "c"} {
+		labels = append(labels, label)
+		cfg.Components = append(cfg.Components, api.Component{Label: label, Version: "1.0", Resources: []*api.Resource{{
+			Path: label + "/", Name: label, Key: label, Tag: label,
+			Operations: []api.Operation{{
+				Method: http.MethodGet, Verb: "read", Summary: "Read it.", Public: true, Replies: map[int]any{http.StatusOK: nil},
+				Do: api.Bare(func(context.Context, *api.Request) (api.Reply, error) { return api.Reply{Status: http.StatusOK}, nil }),
+			}},
+		}}})
+	}
+	s := api.Aloof(t, cfg)
+	for set := range 1 << len(labels) {
+		var asked []string
+		for i, label := range labels {
+			if set&(1<<i) != 0 {
+				asked = append(asked, label)
+			}
+		}
+		query := url.Values{"component": asked, "bindings": {"1"}}.Encode()
+		slices.Reverse(asked)
+		for _, query := range []string{query, "bindings&component=" + strings.Join(asked, ",")} {
+			paths := document(t, s, "?"+query)["paths"].(object)
+			for _, label := range labels {
+				path := map[string]string{"core": root + "status/"}[label]
+				if path == "" {
+					path = root + label + "/"
+				}
+				if want := len(asked) == 0 || slices.Contains(asked, label); (paths[path] != nil) != want {
+					t.Errorf("%s: %s is there: %t", query, label, !want)
+				}
+			}
+		}
+	}
+	if n := s.KeptForms(); n != 1+len(labels) {
+		t.Errorf("%d forms are kept, want that of all %d components and those of each", n, len(labels))
+	}
+	for _, query := range []string{"", "?pk_path=1", "?pk_path=1&component=a"} {
+		ask(t, s, http.MethodGet, root+"docs/api.json"+query)
+		ask(t, s, http.MethodGet, root+"docs/api.yaml"+query)
+	}
+	if n := s.KeptForms(); n != 1+len(labels)+6 {
+		t.Errorf("%d forms are kept, want 6 more", n)
 	}
 }
 

@@ -42,6 +42,15 @@ func Aloof(t testing.TB, cfg Config) *Server {
 	return s
 }
 
+// KeptForms is how many forms of the document a server keeps.
+func (s *Server) KeptForms() (n int) {
+	s.document.forms.Range(func(any, any) bool {
+		n++
+		return true
+	})
+	return n
+}
+
 // Declared is an operation that a server declares.
 type Declared struct {
 	// Component is the label of whose it is.
