@@ -94,6 +94,7 @@ func New(pool *pgxpool.Pool, newClient func(*appstatus.App) (*tasking.Client, er
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg, db: pool, q: db.New(), root: cfg.Root + "api/v3/", users: newUsers(pool), newClient: newClient}
+	s.status.now = time.Now
 	s.roles = slices.Clone(coreRoles)
 	for _, c := range cfg.Components {
 		s.roles = append(s.roles, c.Roles...)
@@ -140,13 +141,18 @@ func (s *Server) resources() []*Resource {
 	return all
 }
 
-// Run serves on a listener until ctx ends, and then lets the requests end that are under way. Meanwhile the process is
-// registered as an app of the type api. If its lease is lost, it goes on under a new one.
-func (s *Server) Run(ctx context.Context, listener net.Listener) error {
-	srv := &http.Server{
+// httpServer answers requests of clients that keep within the limits.
+func (s *Server) httpServer() *http.Server {
+	return &http.Server{
 		Handler: s.handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
 		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelWarn),
 	}
+}
+
+// Run serves on a listener until ctx ends, and then lets the requests end that are under way. Meanwhile the process is
+// registered as an app of the type api. If its lease is lost, it goes on under a new one.
+func (s *Server) Run(ctx context.Context, listener net.Listener) error {
+	srv := s.httpServer()
 	// The lease outlasts the requests: what they run is under it.
 	leased, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()

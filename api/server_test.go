@@ -415,6 +415,28 @@ func TestSlowClientsHoldNoConnectionOfTheDatabase(t *testing.T) {
 	}
 }
 
+func TestHeadersAreLimited(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	address := "http://" + h.run().address + root + "livez/"
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for _, tt := range []struct{ filler, status int }{{63 << 10, http.StatusOK}, {72 << 10, http.StatusRequestHeaderFieldsTooLarge}} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Filler", strings.Repeat("x", tt.filler))
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != tt.status {
+			t.Errorf("%d bytes of headers: status %d, want %d", tt.filler, res.StatusCode, tt.status)
+		}
+	}
+}
+
 func TestStatusHasPulpsFieldsInTheirOrder(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, func(c *api.Config) {

@@ -66,6 +66,7 @@ const statusTimeout = 5 * time.Second
 
 // statusCache keeps what status tells of the processes. Who asks while another does waits for that one.
 type statusCache struct {
+	now   func() time.Time // the clock
 	mu    sync.Mutex
 	until time.Time
 	apps  map[appstatus.Type][]appStatusReply
@@ -77,7 +78,7 @@ func (s *Server) online(ctx context.Context) (map[appstatus.Type][]appStatusRepl
 	c := &s.status
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Now().Before(c.until) {
+	if c.now().Before(c.until) {
 		return c.apps, c.err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
@@ -91,7 +92,7 @@ func (s *Server) online(ctx context.Context) (map[appstatus.Type][]appStatusRepl
 		}
 		c.apps[appstatus.Type(row.AppType)] = append(c.apps[appstatus.Type(row.AppType)], app)
 	}
-	c.err, c.until = err, time.Now().Add(statusFor)
+	c.err, c.until = err, c.now().Add(statusFor)
 	return c.apps, c.err
 }
 
