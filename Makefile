@@ -71,8 +71,11 @@ test-in-engine: $(POOLER)
 test-modules: ## vet and test the modules of their own; bench-quick measures the scenarios
 	@for module in $(OUR_MODULES); do echo "go -C $$module test ./..."; go -C $$module vet ./...; go -C $$module test $(TESTFLAGS) ./...; done
 
+.PHONY: clients
+clients: $(CLIENTS)/complete ## install Pulp's own clients
+
 .PHONY: test-clients
-test-clients: $(CLIENTS)/complete ## drive the REST API with Pulp's own clients
+test-clients: clients ## drive the REST API with Pulp's own clients
 	PITH_TEST_CLIENTS=$(CURDIR)/$(CLIENTS) go test -count=1 -timeout 15m $(TESTFLAGS) ./internal/clients
 
 .PHONY: race
