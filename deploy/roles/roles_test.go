@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pithworks/pith/internal/builtin"
 	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/internal/migrate"
 	"github.com/pithworks/pith/pool"
@@ -22,7 +23,14 @@ import (
 //go:embed roles.sql
 var script string
 
-func TestMain(m *testing.M) { dbtest.Main(m) }
+func TestMain(m *testing.M) {
+	registry, err := builtin.Registry()
+	if err != nil {
+		panic(err) // the types are known
+	}
+	tasking.RunChild(registry)
+	dbtest.Main(m)
+}
 
 // site is a database as an operator sets it up: a role without particular rights owns it and has migrated it; each
 // process logs in as a role of its own.
