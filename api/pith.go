@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -114,11 +115,29 @@ func (s *Server) dispatchTask(ctx context.Context, r *Request, body dispatchBody
 	reply, err := r.Dispatch(ctx, req)
 	switch {
 	case errors.Is(err, tasking.ErrInvalid):
-		return reply, FieldErrors{NonField: []string{err.Error()}}
+		return reply, invalidFields(err)
 	case errors.Is(err, tasking.ErrNotFound):
 		return reply, errNoGroup
 	}
 	return reply, err
+}
+
+// invalidFields are what package tasking finds wrong with a body, whose fields it names as the body does.
+func invalidFields(err error) FieldErrors {
+	list := []error{err}
+	if several, ok := errors.AsType[interface {
+		error
+		Unwrap() []error
+	}](err); ok {
+		list = several.Unwrap()
+	}
+	wrong := FieldErrors{}
+	for _, err := range list {
+		if e, ok := errors.AsType[*tasking.InvalidError](err); ok {
+			wrong.Add(cmp.Or(e.Field, NonField), e.Text)
+		}
+	}
+	return wrong
 }
 
 type explainReply struct {
@@ -291,7 +310,7 @@ func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBo
 	}
 	err = s.Tasks().CheckSchedule(schedule)
 	if errors.Is(err, tasking.ErrInvalid) {
-		return Reply{}, FieldErrors{NonField: []string{err.Error()}}
+		return Reply{}, invalidFields(err)
 	} else if err != nil {
 		return Reply{}, err
 	}

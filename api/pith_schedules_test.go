@@ -143,21 +143,26 @@ func TestBadSchedulesAreRefused(t *testing.T) {
 	for _, text := range []string{"0", "00:00:00", "0.999", "0 00:00:00.000001"} {
 		h.answers(plan("s", `, "dispatch_interval": "`+text+`"`), http.StatusBadRequest, `{"dispatch_interval": ["Ensure this value is at least a second."]}`)
 	}
-	for more, says := range map[string]string{
-		`, "dispatch_interval": "60", "cron": "0 0 * * *"`: "interval and cron expression exclude each other",
-		`, "cron": "0 0 * *"`:                              "five fields are needed",
-		`, "cron": "60 0 * * *"`:                           "is no minute",
-		`, "cron": "0 0 31 2 *"`:                           "is never due",
-		`, "priority": 10001`:                              "must be between -10000 and 10000",
-		`, "exclusive_resources": ["shared:a"]`:            "must not begin with",
-		`, "args": {"$encrypted": "gAAAA"}`:                "$encrypted",
-		`, "args": {"$diagnostics": ["cpu"], "args": 1}`:   "$diagnostics",
+	const (
+		cron     = `"cron": ["cron expression \"x\" has 1 fields: five fields are needed, such as \"30 4 * * *\""]`
+		priority = `"priority": ["priority 10001: must be between -10000 and 10000"]`
+		name     = `"exclusive_resources": ["resource \"shared:a\": a name must not begin with \"shared:\"; list it among the shared resources"]`
+		args     = `"args": ["arguments must not be an object with the one key \"$encrypted\""]`
+	)
+	for more, want := range map[string]string{
+		`, "dispatch_interval": "60", "cron": "0 0 * * *"`: `"non_field_errors": ["interval and cron expression exclude each other"]`,
+		`, "cron": "x"`:                                  cron,
+		`, "cron": "60 0 * * *"`:                         `"cron": ["cron expression \"60 0 * * *\": \"60\" is no minute (0 to 59)"]`,
+		`, "cron": "0 0 31 2 *"`:                         `"cron": ["cron expression \"0 0 31 2 *\" is never due: give a day that its month has"]`,
+		`, "priority": 10001`:                            priority,
+		`, "exclusive_resources": ["shared:a"]`:          name,
+		`, "args": {"$encrypted": "gAAAA"}`:              args,
+		`, "args": {"$diagnostics": ["cpu"], "args": 1}`: `"args": ["arguments must not be an object with the keys \"$diagnostics\" and \"args\""]`,
+		`, "cron": "x", "priority": 10001, "exclusive_resources": ["shared:a"], "args": {"$encrypted": "gAAAA"}`: cron + `, ` + priority + `, ` + name + `, ` + args,
 	} {
-		got := h.send(plan("s", more))
-		if got.status != http.StatusBadRequest || !strings.HasPrefix(string(got.body), `{"non_field_errors":["`) || !strings.Contains(string(got.body), says) {
-			t.Errorf("%s: %d, %s", more, got.status, got.body)
-		}
+		h.answers(plan("s", more), http.StatusBadRequest, `{`+want+`}`)
 	}
+	h.answers(plan(strings.Repeat("ü", 128), ""), http.StatusBadRequest, `{"name": ["a name of 1 to 255 bytes is required"]}`)
 	if got := names(t, h.want(request{path: "task-schedules/"}, http.StatusOK, nil).body, "name"); !cmp.Equal(got, []string{"taken"}) {
 		t.Errorf("schedules are %v", got)
 	}

@@ -49,7 +49,7 @@ type diagnosed struct {
 // withDiagnostics adds the wish for profiles to arguments.
 func withDiagnostics(args json.RawMessage, profiles []string) (json.RawMessage, error) {
 	if _, _, ok := asDiagnosed(args); ok {
-		return nil, invalid("arguments must not be an object with the keys \"$diagnostics\" and \"args\"")
+		return nil, invalidIn("args", "arguments must not be an object with the keys \"$diagnostics\" and \"args\"")
 	}
 	if len(profiles) == 0 {
 		return args, nil
@@ -75,7 +75,7 @@ func asDiagnosed(args json.RawMessage) (profiles []string, inner json.RawMessage
 func checkProfiles(names []string) error {
 	for _, name := range names {
 		if !slices.Contains(Profiles, name) {
-			return invalid("profile %q: known are %s", name, strings.Join(Profiles, ", "))
+			return invalidIn("diagnostics", "profile %q: known are %s", name, strings.Join(Profiles, ", "))
 		}
 	}
 	return nil

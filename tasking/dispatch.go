@@ -461,16 +461,16 @@ func encodeArgs(args any) (json.RawMessage, error) {
 	raw, ok := args.(json.RawMessage)
 	if ok && !json.Valid(raw) {
 		var none any
-		return nil, invalid("arguments are not JSON: %s", untold(json.Unmarshal(raw, &none)))
+		return nil, invalidIn("args", "arguments are not JSON: %s", untold(json.Unmarshal(raw, &none)))
 	}
 	if !ok {
 		var err error
 		if raw, err = json.Marshal(args); err != nil {
-			return nil, invalid("arguments cannot be encoded as JSON: %s", untold(err))
+			return nil, invalidIn("args", "arguments cannot be encoded as JSON: %s", untold(err))
 		}
 	}
 	if !utf8.Valid(raw) {
-		return nil, invalid("arguments are not UTF-8 at byte %d", invalidUTF8(raw))
+		return nil, invalidIn("args", "arguments are not UTF-8 at byte %d", invalidUTF8(raw))
 	}
 	return raw, nil
 }

@@ -365,3 +365,45 @@ func TestResourceNamesOfEveryKindAreKept(t *testing.T) {
 	h.run(h.worker(), id)
 	h.wantBlockedOn([]int{0}, next)
 }
+
+func TestWhatIsWrongNamesItsField(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	_, dispatched := h.c.Dispatch(t.Context(), plain.Request(nil, tasking.Options{
+		Exclusive: []string{"shared:a"}, Shared: []string{""}, Versions: map[string]string{"core": "abc"}, Priority: 10001, NotDeferred: true,
+		CorrelationID: "\x00", Diagnostics: []string{"x"},
+	}))
+	_, saved := h.c.SaveSchedule(t.Context(), tasking.Schedule{
+		Task: "test.plain", Interval: -1, Delay: -1, Shared: []string{""}, Args: json.RawMessage(`{"$encrypted": "x"}`),
+	})
+	_, due := h.c.SaveSchedule(t.Context(), tasking.Schedule{Name: "s", Task: "test.plain", Cron: "x", Priority: -10001})
+	_, args := h.c.Dispatch(t.Context(), plain.Request(func() {}, tasking.Options{}))
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{dispatched, "exclusive_resources shared_resources  priority correlation_id versions diagnostics"},
+		{saved, "name dispatch_interval  shared_resources args"},
+		{due, "cron priority"},
+		{args, "args"},
+	} {
+		list := []error{tt.err}
+		if several, ok := errors.AsType[interface {
+			error
+			Unwrap() []error
+		}](tt.err); ok {
+			list = several.Unwrap()
+		}
+		var fields []string
+		for _, err := range list {
+			e, ok := errors.AsType[*tasking.InvalidError](err)
+			if !ok || !strings.Contains(tt.err.Error(), e.Text) {
+				t.Fatalf("%v is not one of %v", err, tt.err)
+			}
+			fields = append(fields, e.Field)
+		}
+		if got := strings.Join(fields, " "); got != tt.want {
+			t.Errorf("%v: fields %q, want %q", tt.err, got, tt.want)
+		}
+	}
+}

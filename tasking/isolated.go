@@ -336,7 +336,7 @@ func (r remote) dispatchMany(ctx context.Context, reqs []Request) ([]Dispatched,
 func encodeRequest(r Request) (childRequest, error) {
 	args, err := json.Marshal(r.Args)
 	if err != nil {
-		return childRequest{}, invalid("arguments of %s: %s", r.Name, untold(err))
+		return childRequest{}, invalidIn("args", "arguments of %s: %s", r.Name, untold(err))
 	}
 	return childRequest{r.Name, args, r.Options}, nil
 }

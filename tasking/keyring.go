@@ -32,7 +32,7 @@ func newKeyring(keys []string) (keyring, error) {
 func (k keyring) seal(args json.RawMessage) (json.RawMessage, error) {
 	if len(k) == 0 {
 		if _, ok := asSealed(args); ok {
-			return nil, invalid("arguments must not be an object with the one key \"$encrypted\"")
+			return nil, invalidIn("args", "arguments must not be an object with the one key \"$encrypted\"")
 		}
 		return args, nil
 	}

@@ -59,12 +59,25 @@ type Options struct {
 	Owner int `json:"-"`
 }
 
-type invalidError struct{ msg string }
+// InvalidError is one thing that is wrong with a request or a schedule. It is ErrInvalid; errors.Join joins several.
+type InvalidError struct {
+	// Field that is wrong, by its name in JSON; "": none, or several together.
+	Field string
+	// Text says what is wrong, also to who does not know the field.
+	Text string
+}
 
-func invalid(format string, args ...any) error { return &invalidError{fmt.Sprintf(format, args...)} }
+func invalid(format string, args ...any) error { return invalidIn("", format, args...) }
 
-func (e *invalidError) Error() string        { return e.msg }
-func (e *invalidError) Is(target error) bool { return target == ErrInvalid }
+func invalidIn(field, format string, args ...any) error {
+	return &InvalidError{field, fmt.Sprintf(format, args...)}
+}
+
+// Error is the text.
+func (e *InvalidError) Error() string { return e.Text }
+
+// Is says that it is ErrInvalid.
+func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
 
 // reservation is one resource of a request.
 type reservation struct {
@@ -96,47 +109,54 @@ func (o *Options) reservations() []reservation {
 
 // validate checks a request; the error says what is wrong and wraps ErrInvalid.
 func (r Request) validate() error {
-	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, invalid(format, args...)) }
-	for _, names := range [][]string{r.Exclusive, r.Shared} {
-		for _, n := range names {
+	if err := errors.Join(r.problems()...); err != nil {
+		return fmt.Errorf("dispatch %s: %w", r.Name, err)
+	}
+	return nil
+}
+
+// problems are all that is wrong with a request, each an InvalidError.
+func (r Request) problems() (errs []error) {
+	bad := func(field, format string, args ...any) { errs = append(errs, invalidIn(field, format, args...)) }
+	for _, mode := range []struct {
+		field string
+		names []string
+	}{{"exclusive_resources", r.Exclusive}, {"shared_resources", r.Shared}} {
+		for _, n := range mode.names {
 			switch {
 			case n == "":
-				bad("a resource name is empty: name what the task reserves, or leave it out")
+				bad(mode.field, "a resource name is empty: name what the task reserves, or leave it out")
 			case len(n) > MaxResourceName:
-				bad("resource %.40q… has %d bytes: at most %d are possible", n, len(n), MaxResourceName)
+				bad(mode.field, "resource %.40q… has %d bytes: at most %d are possible", n, len(n), MaxResourceName)
 			case !utf8.ValidString(n) || strings.ContainsRune(n, 0):
-				bad("resource %q: must be UTF-8 without zero bytes", n)
+				bad(mode.field, "resource %q: must be UTF-8 without zero bytes", n)
 			case strings.HasPrefix(n, "shared:"):
-				bad("resource %q: a name must not begin with \"shared:\"; list it among the shared resources", n)
+				bad(mode.field, "resource %q: a name must not begin with \"shared:\"; list it among the shared resources", n)
 			}
 		}
 	}
 	if n := len(r.Exclusive) + len(r.Shared); n > MaxResources {
-		bad("%d resources: a task may reserve at most %d", n, MaxResources)
+		bad("", "%d resources: a task may reserve at most %d", n, MaxResources)
 	}
 	if r.NotDeferred && !r.Immediate {
-		bad("neither immediate nor deferred: such a task could never run; allow one of them")
+		bad("", "neither immediate nor deferred: such a task could never run; allow one of them")
 	}
 	if r.Priority < -MaxPriority || r.Priority > MaxPriority {
-		bad("priority %d: must be between %d and %d", r.Priority, -MaxPriority, MaxPriority)
+		bad("priority", "priority %d: must be between %d and %d", r.Priority, -MaxPriority, MaxPriority)
 	}
 	if len(r.CorrelationID) > 255 || !utf8.ValidString(r.CorrelationID) || strings.ContainsRune(r.CorrelationID, 0) {
-		bad("correlation id %.40q: must be UTF-8 of at most 255 bytes", r.CorrelationID)
+		bad("correlation_id", "correlation id %.40q: must be UTF-8 of at most 255 bytes", r.CorrelationID)
 	}
 	if r.NotDeferred && !r.NotBefore.IsZero() {
-		bad("not before %s, and not deferred: such a task could never run", r.NotBefore.Format(time.RFC3339))
+		bad("", "not before %s, and not deferred: such a task could never run", r.NotBefore.Format(time.RFC3339))
 	}
 	if err := checkVersions(r.Versions); err != nil {
-		bad("%v", err)
+		bad("versions", "%v", err)
 	}
 	if err := checkProfiles(r.Diagnostics); err != nil {
-		bad("%v", err)
+		bad("diagnostics", "%v", err)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("dispatch %s: %w", r.Name, err)
-	}
-	return nil
+	return errs
 }
 
 // UnmarshalJSON reads a request as `pith task dispatch` takes it: deferred may be given instead of

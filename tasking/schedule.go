@@ -80,32 +80,12 @@ func (c *Client) CheckSchedule(s Schedule) error {
 
 // prepareSchedule checks a schedule and lays it out, but for a first due time that is as Cron says.
 func (c *Client) prepareSchedule(s Schedule) (p db.TaskScheduleSaveParams, err error) {
-	_, ok := c.cfg.Registry.types[s.Task]
-	switch {
-	case s.Name == "" || len(s.Name) > 255:
-		return p, invalid("a name of 1 to 255 bytes is required")
-	case !utf8.ValidString(s.Name) || strings.ContainsRune(s.Name, 0):
-		return p, invalid("a name must be UTF-8 without zero bytes")
-	case !ok:
+	if _, ok := c.cfg.Registry.types[s.Task]; !ok {
 		return p, fmt.Errorf("%q: %w", s.Task, ErrUnknownType)
-	case s.Interval != 0 && s.Cron != "":
-		return p, invalid("interval and cron expression exclude each other")
-	case s.Interval != 0 && s.Interval < time.Second:
-		return p, invalid("interval %s: at least a second is needed", s.Interval)
-	case s.Delay < 0:
-		return p, invalid("delay %s is negative", s.Delay)
 	}
-	if s.Cron != "" {
-		// Whether it is ever due does not depend on the clock.
-		if _, err := cronNext(s.Cron, time.Now()); err != nil {
-			return p, err
-		}
-	}
+	errs := s.problems()
 	if s.Args == nil {
 		s.Args = json.RawMessage("null")
-	}
-	if err := s.request().validate(); err != nil {
-		return p, err
 	}
 	args, err := encodeArgs(s.Args)
 	if err == nil { // each dispatch would refuse what is reserved
@@ -113,6 +93,9 @@ func (c *Client) prepareSchedule(s Schedule) (p db.TaskScheduleSaveParams, err e
 	}
 	if err == nil {
 		args, err = c.keys.seal(args)
+	}
+	if err := errors.Join(append(errs, err)...); err != nil {
+		return p, err
 	}
 	p = db.TaskScheduleSaveParams{
 		ID: pgUUID(s.ID), Name: s.Name, TaskName: s.Task, Args: string(args), Priority: int32(s.Priority),
@@ -123,7 +106,33 @@ func (c *Client) prepareSchedule(s Schedule) (p db.TaskScheduleSaveParams, err e
 	if s.Next != nil {
 		p.NextDispatch = pgtype.Timestamptz{Time: *s.Next, Valid: true}
 	}
-	return p, err
+	return p, nil
+}
+
+// problems are all that is wrong with a schedule, but for its arguments, each an InvalidError.
+func (s Schedule) problems() (errs []error) {
+	switch {
+	case s.Name == "" || len(s.Name) > 255:
+		errs = append(errs, invalidIn("name", "a name of 1 to 255 bytes is required"))
+	case !utf8.ValidString(s.Name) || strings.ContainsRune(s.Name, 0):
+		errs = append(errs, invalidIn("name", "a name must be UTF-8 without zero bytes"))
+	}
+	switch {
+	case s.Interval != 0 && s.Cron != "":
+		errs = append(errs, invalid("interval and cron expression exclude each other"))
+	case s.Interval != 0 && s.Interval < time.Second:
+		errs = append(errs, invalidIn("dispatch_interval", "interval %s: at least a second is needed", s.Interval))
+	}
+	if s.Delay < 0 {
+		errs = append(errs, invalid("delay %s is negative", s.Delay))
+	}
+	if s.Cron != "" {
+		// Whether it is ever due does not depend on the clock.
+		if _, err := cronNext(s.Cron, time.Now()); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return append(errs, s.request().problems()...)
 }
 
 // saveSchedule saves a schedule under its id, in place of one of its name only if it may replace that.
@@ -172,18 +181,18 @@ func cronNext(expr string, after time.Time) (time.Time, error) {
 	// gronx would also take seconds, years and names such as @daily.
 	fields := strings.Fields(expr)
 	if len(fields) != len(cronFields) {
-		return time.Time{}, invalid("cron expression %q has %d fields: five fields are needed, such as \"30 4 * * *\"", expr, len(fields))
+		return time.Time{}, invalidIn("cron", "cron expression %q has %d fields: five fields are needed, such as \"30 4 * * *\"", expr, len(fields))
 	}
 	for i, field := range fields {
 		alone := []string{"*", "*", "*", "*", "*"}
 		alone[i] = field
 		if !gronx.IsValid(strings.Join(alone, " ")) {
-			return time.Time{}, invalid("cron expression %q: %q is no %s", expr, field, cronFields[i])
+			return time.Time{}, invalidIn("cron", "cron expression %q: %q is no %s", expr, field, cronFields[i])
 		}
 	}
 	next, err := gronx.NextTickAfter(expr, after.UTC(), false)
 	if err != nil { // it tells no more than that it found none
-		return time.Time{}, invalid("cron expression %q is never due: give a day that its month has", expr)
+		return time.Time{}, invalidIn("cron", "cron expression %q is never due: give a day that its month has", expr)
 	}
 	return next, nil
 }

@@ -56,7 +56,8 @@ var (
 	ErrUnfinished = errors.New("not finished")
 	// ErrTaken: another schedule has the name.
 	ErrTaken = errors.New("the name is taken")
-	// ErrInvalid is wrapped by every error about a request that can never be dispatched.
+	// ErrInvalid is wrapped by every error about a request that can never be dispatched. What is wrong with it is one InvalidError,
+	// or several that are joined.
 	ErrInvalid = errors.New("invalid request")
 	// ErrUnknownType means that the registry has no task type of that name. It wraps ErrInvalid.
 	ErrUnknownType = invalid("unknown task type")
