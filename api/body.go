@@ -216,7 +216,7 @@ func formValue(f field, form url.Values) (json.RawMessage, bool) {
 	return raw, err == nil
 }
 
-// fieldError is what is wrong with a field: a list of texts, or such lists by the places of a list.
+// fieldError is what is wrong with a field: a list of texts, or such lists by the places of a list or the keys of a map.
 type fieldError struct{ message any }
 
 func wrong(format string, args ...any) *fieldError {
@@ -396,7 +396,11 @@ func (f field) setList(to reflect.Value, raw json.RawMessage) *fieldError {
 	}
 	out, bad := reflect.MakeSlice(to.Type(), len(list), len(list)), map[string]any{}
 	for i, item := range list {
-		if err := f.set(out.Index(i), item); err != nil {
+		err := f.set(out.Index(i), item)
+		if err != nil && choices(to.Type().Elem()) != nil { // Pulp tells of the first one that is none, and not where
+			return err
+		}
+		if err != nil {
 			bad[strconv.Itoa(i)] = err.message
 		}
 	}

@@ -265,7 +265,7 @@ func refusedFields(s scene) []refusal {
 		purge("list that is a number", `{"states": 1}`, about("states", `Expected a list of items but got type "int".`)),
 		purge("list that is null", `{"states": null}`, about("states", notNull)),
 		purge("list with bad items", `{"states": ["completed", "running", null, "x"], "x": 1}`,
-			`{"states": {"1": ["\"running\" is not a valid choice."], "2": ["This field may not be null."], "3": ["\"x\" is not a valid choice."]}}`),
+			`{"states": ["\"running\" is not a valid choice."]}`),
 		purge("several", `{"finished_before": "x", "states": true}`,
 			jsonOf(map[string][]string{"finished_before": {badDatetime}, "states": {`Expected a list of items but got type "bool".`}})),
 		wrong("several of a user", post("users/", map[string]any{
