@@ -14,8 +14,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
+
+	"github.com/pithworks/pith/internal/filter"
 )
 
 // maxBody is how many bytes a body may have.
@@ -378,12 +379,9 @@ func setFloat(to reflect.Value, raw json.RawMessage) *fieldError {
 func setTime(to reflect.Value, raw json.RawMessage) *fieldError {
 	var text string
 	if json.Unmarshal(raw, &text) == nil {
-		for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999", "2006-01-02 15:04", time.DateOnly} {
-			t, err := time.Parse(layout, text)
-			if t = t.UTC(); err == nil && 1 <= t.Year() && t.Year() <= 9999 {
-				to.Set(reflect.ValueOf(Time{t}))
-				return nil
-			}
+		if t, err := filter.ParseTime(text); err == nil {
+			to.Set(reflect.ValueOf(Time{t}))
+			return nil
 		}
 	}
 	return wrong("Datetime has wrong format. Use one of these formats instead: YYYY-MM-DDThh:mm[:ss[.uuuuuu]][+HH:MM|-HH:MM|Z].")

@@ -113,6 +113,10 @@ func TestBodiesAreDecoded(t *testing.T) {
 		{asJSON, `{"name": "a", "at": "2024-05-01T10:11"}`, named(func(s *sample) { s.At = at("2024-05-01T10:11:00Z") })},
 		{asJSON, `{"name": "a", "at": "2024-05-01T10:11-01:00"}`, named(func(s *sample) { s.At = at("2024-05-01T11:11:00Z") })},
 		{asJSON, `{"name": "a", "at": "2024-05-01 10:11:12.5"}`, named(func(s *sample) { s.At = at("2024-05-01T10:11:12.5Z") })},
+		{asJSON, `{"name": "a", "at": "2020-01-01T00:00:00+0100"}`, named(func(s *sample) { s.At = at("2019-12-31T23:00:00Z") })},
+		{asJSON, `{"name": "a", "at": "2020-01-01T00:00:00 +01"}`, named(func(s *sample) { s.At = at("2019-12-31T23:00:00Z") })},
+		{asJSON, `{"name": "a", "at": "2020-1-1"}`, named(func(s *sample) { s.At = at("2020-01-01T00:00:00Z") })},
+		{asForm, "name=a&at=2020-1-1T1:2:3.5+01:00", named(func(s *sample) { s.At = at("2020-01-01T00:02:03.5Z") })},
 		{asJSON, `{"name": "a", "at": "2024-05-01"}`, named(func(s *sample) { s.At = at("2024-05-01T00:00:00Z") })},
 		{asJSON, `{"name": "a", "any": {"a": [1, null]}}`, named(func(s *sample) { s.Any = json.RawMessage(`{"a": [1, null]}`) })},
 		{asJSON, `{"name": "a", "any": null}`, named(func(s *sample) { s.Any = json.RawMessage(`null`) })},
@@ -273,7 +277,7 @@ func FuzzBody(f *testing.F) {
 		`{"name": "a", "title": null, "secret": "", "state": "failed", "states": ["skipped"], "names": ["x"], "on": true, "count": 1, "at": "2024-05-01", "any": {}, "map": {"a": "b"}, "big": 2}`,
 		`name=a&names=["x"]&any={&map={}&on=off&at=2024-05-01+10:11&x=%00`, formPart("name", "a") + formPart("any", "[") + "--b--",
 		`{"name": "\ud800", "any": "\\\u0000", "map": {"a": null}}`, "name=%ff&state=%22&names=", formPart("name", "\xff") + "--b",
-		`[`, "%", "--b", ` null `, `{"name": "a", "labels": {"a": null, "\u0000": ""}, "ratio": 1e3, "share": "0.1"}`, "&;=", "--b--", `{"count": 1e5, "at": "0000-01-01", "states": [[]]}`, "", "\r\n",
+		`[`, "%", "--b", ` null `, `{"name": "a", "labels": {"a": null, "\u0000": ""}, "ratio": 1e3, "share": "0.1"}`, "&;=", "--b--", `{"count": 1e5, "at": "0000-01-01", "states": [[]]}`, `{"at": "2024-5-1 1:2:3,5 -0130"}`, "", "\r\n",
 	} {
 		f.Add(i%3, seed)
 	}

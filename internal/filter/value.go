@@ -70,25 +70,25 @@ func parseBool(text string) (any, error) {
 	return nil, errBoolean
 }
 
-// layouts are the ways to write a time. A fraction may follow the seconds.
+// layouts are the ways to write a time. Each number but the year may have one digit, and a fraction may follow the seconds.
 var layouts = func() []string {
-	all := []string{time.DateOnly}
-	for _, clock := range []string{"15:04:05", "15:04"} {
+	all := []string{"2006-1-2"}
+	for _, clock := range []string{"15:4:5", "15:4"} {
 		for _, zone := range []string{"", "Z07:00", "Z0700", "Z07"} {
-			all = append(all, time.DateOnly+" "+clock+zone)
+			all = append(all, "2006-1-2 "+clock+zone)
 		}
 	}
 	return all
 }()
 
-// parseTime reads RFC 3339 and what Django takes: a date, or a date and a time of day after a T or a blank.
-// Without a zone it is UTC. The plus of a zone that nobody escaped arrives as a blank. PostgreSQL counts in
-// microseconds, and Django has no years but these.
-func parseTime(text string) (any, error) {
+// ParseTime reads RFC 3339 and what Django takes: a date, or a date and a time of day after a T or a blank, and a zone, which
+// blanks may precede. Without a zone it is UTC. The plus of a zone that nobody escaped arrives as a blank. PostgreSQL counts
+// in microseconds, and Django has no years but these.
+func ParseTime(text string) (time.Time, error) {
 	text = strings.Replace(strings.ToUpper(text), "T", " ", 1)
 	if date, clock, ok := strings.Cut(text, " "); ok {
 		at, zone, _ := strings.Cut(clock, " ")
-		if zone != "" && '0' <= zone[0] && zone[0] <= '9' {
+		if zone = strings.TrimLeft(zone, " "); zone != "" && '0' <= zone[0] && zone[0] <= '9' {
 			zone = "+" + zone
 		}
 		text = date + " " + at + zone
@@ -99,8 +99,10 @@ func parseTime(text string) (any, error) {
 			return t, nil
 		}
 	}
-	return nil, errTime
+	return time.Time{}, errTime
 }
+
+func parseTime(text string) (any, error) { return ParseTime(text) }
 
 // checkRegex is a first sieve. PostgreSQL's dialect is another one: what passes may fail there, with the
 // SQLSTATE [InvalidRegex]. Some of what PostgreSQL takes is refused: back references and lookaround, which
