@@ -37,6 +37,8 @@ const hashCost = bcrypt.DefaultCost
 // maxPassword is how many bytes of a password bcrypt looks at.
 const maxPassword = 72
 
+const longPassword = "Ensure this field has no more than 72 bytes."
+
 // users verifies credentials. To hash a password takes so long that what was verified is remembered: not the password, but
 // its code under a key of this process, together with the hash that it fits. A new hash is verified anew, so a changed
 // password, and a user who is gone, count at once.
@@ -174,7 +176,7 @@ func (u *users) slot(ctx context.Context) error {
 // hashPassword makes what the database keeps of a password.
 func hashPassword(password string) (string, error) {
 	if len(password) > maxPassword {
-		return "", FieldErrors{"password": []string{"Ensure this field has no more than 72 bytes."}}
+		return "", FieldErrors{"password": []string{longPassword}}
 	}
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), hashCost)
 	return string(hash), err

@@ -351,6 +351,11 @@ func (f field) setText(to reflect.Value, raw json.RawMessage) *fieldError {
 		return wrong("Ensure this field has no more than %d characters.", f.most)
 	}
 	to.SetString(text)
+	if checked, ok := reflect.TypeAssert[interface{ Problem() string }](to); ok {
+		if problem := checked.Problem(); problem != "" {
+			return wrong("%s", problem)
+		}
+	}
 	return nil
 }
 

@@ -229,6 +229,25 @@ func TestWrongBodiesAreExplainedFieldByField(t *testing.T) {
 	}
 }
 
+func TestEmailIsAnAddressOrNothing(t *testing.T) {
+	t.Parallel()
+	for _, good := range []userEmail{
+		"", "a@b.org", "a.b+c@localhost", "o'hara@x-1.example.museum", `"a\ b"@example.org`, "a@[127.0.0.1]", "a@[::1]", "a@bücher.example", "a@b.xn--p1ai",
+	} {
+		if got := good.Problem(); got != "" {
+			t.Errorf("%q: %s", good, got)
+		}
+	}
+	for _, bad := range []userEmail{
+		"notanemail", "a@b", "@b.org", "a@", "a@@b.org", "a b@c.org", ".a@b.org", "a.@b.org", "ü@b.org", "a@b..org", "a@-b.org", "a@b.org-", "a@b.o",
+		"a@b_c.org", "a@b.org\n", `"a"b"@c.org`, "a@[b.org]",
+	} {
+		if got := bad.Problem(); got != "Enter a valid email address." {
+			t.Errorf("%q: %q", bad, got)
+		}
+	}
+}
+
 func TestLenientBodiesIgnoreWhatTheyDoNotKnow(t *testing.T) {
 	t.Parallel()
 	for kind, body := range map[string]string{asJSON: `{"name": "a", "x": 1, "": null}`, asForm: "name=a&x=1&=", asPart: formPart("name", "a") + formPart("x", "") + "--b--"} {

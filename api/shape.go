@@ -25,7 +25,8 @@ import (
 //
 // A field of a body is a text, a bool, an int, int64 or float64, a Time, a json.RawMessage, or a list or map by texts of such;
 // the values of a map may be null if they are pointers, and Labels are such a map. Types of texts may say by a method Choices
-// which are possible. Replies may have structs as well; their numbers with fractions are a Float. New refuses other types.
+// which are possible, or by a method Problem what is wrong with one, "" for nothing. Replies may have structs as well; their
+// numbers with fractions are a Float. New refuses other types.
 type field struct {
 	name     string
 	index    []int

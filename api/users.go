@@ -22,6 +22,41 @@ const badUsername = "Enter a valid username. This value may contain only letters
 
 var usernames = regexp.MustCompile(`^[\pL\pN\pM_.@+-]+$`)
 
+type userName string
+
+// Problem tells of characters that no name has.
+func (n userName) Problem() string {
+	if !usernames.MatchString(string(n)) {
+		return badUsername
+	}
+	return ""
+}
+
+type userPassword string
+
+// Problem tells of one that is too long.
+func (p userPassword) Problem() string {
+	if len(p) > maxPassword {
+		return longPassword
+	}
+	return ""
+}
+
+// emails are addresses as Django takes them: a dot-atom or a quoted text, and a domain, which may have letters beyond ASCII, or
+// an IP address, which is not looked at.
+var emails = regexp.MustCompile(`^([-\w!#$%&'*+/=?^{|}~` + "`" + `]+(\.[-\w!#$%&'*+/=?^{|}~` + "`" + `]+)*|"([\x01-\x08\x0b\x0c\x0e-\x1f!#-\[\]-\x7f]|\\[\x01-\x09\x0b\x0c\x0e-\x7f])*")` +
+	`@(localhost|([\pL\pN]([\pL\pN-]{0,61}[\pL\pN])?\.)+[\pL\pN-]{1,62}[\pL\pN]|\[[\dA-Fa-f:.]+\])$`)
+
+type userEmail string
+
+// Problem tells of what is neither an address nor nothing.
+func (e userEmail) Problem() string {
+	if e != "" && !emails.MatchString(string(e)) {
+		return "Enter a valid email address."
+	}
+	return ""
+}
+
 type userReply struct {
 	PulpHref     string           `json:"pulp_href"`
 	PRN          string           `json:"prn" doc:"The Pulp Resource Name."`
@@ -49,23 +84,23 @@ type hiddenField struct {
 }
 
 type userBody struct {
-	Username string `json:"username" api:"required" max:"150" doc:"150 characters or fewer: letters, digits and @/./+/-/_ only."`
+	Username userName `json:"username" api:"required" max:"150" doc:"150 characters or fewer: letters, digits and @/./+/-/_ only."`
 	userChange
 }
 
 type patchedUserBody struct {
-	Username *string `json:"username" max:"150" doc:"150 characters or fewer: letters, digits and @/./+/-/_ only."`
+	Username *userName `json:"username" max:"150" doc:"150 characters or fewer: letters, digits and @/./+/-/_ only."`
 	userChange
 }
 
 // userChange is what may be left out of each body.
 type userChange struct {
-	Password  **string `json:"password" api:"secret blank null" doc:"At most 72 bytes. Null or empty: nobody can log in. Left out: as before, and of a new user as null."`
-	FirstName *string  `json:"first_name" api:"blank" max:"150"`
-	LastName  *string  `json:"last_name" api:"blank" max:"150"`
-	Email     *string  `json:"email" api:"blank" max:"254"`
-	IsStaff   *bool    `json:"is_staff"`
-	IsActive  *bool    `json:"is_active"`
+	Password  **userPassword `json:"password" api:"secret blank null" doc:"At most 72 bytes. Null or empty: nobody can log in. Left out: as before, and of a new user as null."`
+	FirstName *string        `json:"first_name" api:"blank" max:"150"`
+	LastName  *string        `json:"last_name" api:"blank" max:"150"`
+	Email     *userEmail     `json:"email" api:"blank" max:"254"`
+	IsStaff   *bool          `json:"is_staff"`
+	IsActive  *bool          `json:"is_active"`
 }
 
 var (
@@ -162,26 +197,23 @@ func (s *Server) readUser(ctx context.Context, r *Request) (Reply, error) {
 }
 
 // hashed is what the database keeps of a password. Null and an empty one fit nothing.
-func hashed(password *string) (string, error) {
+func hashed(password *userPassword) (string, error) {
 	if given(password) == "" {
 		return unusable(), nil
 	}
-	return hashPassword(*password)
+	return hashPassword(string(*password))
 }
 
 // given is a value that may be left out.
-func given(v *string) string {
+func given[T ~string](v *T) string {
 	if v == nil {
 		return ""
 	}
-	return *v
+	return string(*v)
 }
 
 func (s *Server) createUser(ctx context.Context, r *Request, body userBody) (Reply, error) {
-	if !usernames.MatchString(body.Username) {
-		return Reply{}, FieldErrors{"username": []string{badUsername}}
-	}
-	var password *string
+	var password *userPassword
 	if body.Password != nil {
 		password = *body.Password
 	}
@@ -190,7 +222,7 @@ func (s *Server) createUser(ctx context.Context, r *Request, body userBody) (Rep
 		return Reply{}, err
 	}
 	id, err := addUser(ctx, s.db, db.UserCreateParams{
-		Username: body.Username, Password: hash, FirstName: given(body.FirstName), LastName: given(body.LastName), Email: given(body.Email),
+		Username: string(body.Username), Password: hash, FirstName: given(body.FirstName), LastName: given(body.LastName), Email: given(body.Email),
 		IsStaff: body.IsStaff != nil && *body.IsStaff, IsActive: body.IsActive == nil || *body.IsActive,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -225,10 +257,7 @@ func (s *Server) putUser(ctx context.Context, r *Request, body userBody) (Reply,
 	return s.changeUser(ctx, r, &body.Username, body.userChange)
 }
 
-func (s *Server) changeUser(ctx context.Context, r *Request, name *string, body userChange) (Reply, error) {
-	if name != nil && !usernames.MatchString(*name) {
-		return Reply{}, FieldErrors{"username": []string{badUsername}}
-	}
+func (s *Server) changeUser(ctx context.Context, r *Request, name *userName, body userChange) (Reply, error) {
 	id, err := r.userID()
 	if err != nil {
 		return Reply{}, err
@@ -266,11 +295,8 @@ func (s *Server) deleteUser(ctx context.Context, r *Request) (Reply, error) {
 	return Reply{Status: http.StatusNoContent}, err
 }
 
-func pgText(v *string) pgtype.Text {
-	if v == nil {
-		return pgtype.Text{}
-	}
-	return pgtype.Text{String: *v, Valid: true}
+func pgText[T ~string](v *T) pgtype.Text {
+	return pgtype.Text{String: given(v), Valid: v != nil}
 }
 
 func pgBool(v *bool) pgtype.Bool {

@@ -204,6 +204,8 @@ func TestBadUsersAreRefused(t *testing.T) {
 		`{"username": "a", "password": "` + long[:73] + `"}`:               `{"password": ["Ensure this field has no more than 72 bytes."]}`,
 		`{"username": "a", "password": "` + strings.Repeat("ü", 37) + `"}`: `{"password": ["Ensure this field has no more than 72 bytes."]}`,
 		`{"username": "a", "password": 5.5e3, "groups": []}`:               `{"groups": ["Unexpected field"]}`,
+		`{"username": "bo b", "password": "` + long + `", "email": "notanemail", "foo": 1}`: badName[:len(badName)-1] + `,
+			"password": ["Ensure this field has no more than 72 bytes."], "email": ["Enter a valid email address."], "foo": ["Unexpected field"]}`,
 	} {
 		h.answers(request{method: http.MethodPost, path: "users/", body: body}, http.StatusBadRequest, want)
 	}
