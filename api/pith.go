@@ -158,10 +158,10 @@ type placeReply struct {
 	Ahead           int     `json:"ahead"`
 	Holder          *string `json:"holder" doc:"The href of the first task in the queue; null: the user may not view it."`
 	HolderName      string  `json:"holder_name" doc:"Empty where the user may not view the holder."`
-	HolderState     string  `json:"holder_state"`
-	HolderExclusive bool    `json:"holder_exclusive"`
-	Since           *Time   `json:"since"`
-	Worker          *string `json:"worker" doc:"The name of the process that runs the holder."`
+	HolderState     *string `json:"holder_state" doc:"Null where the user may not view the holder."`
+	HolderExclusive *bool   `json:"holder_exclusive" doc:"Null where the user may not view the holder."`
+	Since           *Time   `json:"since" doc:"When the holder was started; null also where the user may not view it."`
+	Worker          *string `json:"worker" doc:"The name of the process that runs the holder; null also where the user may not view it."`
 }
 
 func (s *Server) explainTask(ctx context.Context, r *Request) (Reply, error) {
@@ -182,12 +182,10 @@ func (s *Server) explainTask(ctx context.Context, r *Request) (Reply, error) {
 		Ahead: e.Ahead, WorkersOnline: e.WorkersOnline, WorkersCapable: e.WorkersCapable,
 	}
 	for _, p := range e.Places {
-		place := placeReply{
-			Resource: p.Resource, Exclusive: p.Exclusive, Granted: p.Granted, Ahead: p.Ahead,
-			HolderName: p.HolderName, HolderState: string(p.HolderState), HolderExclusive: p.HolderExclusive, Since: timePtr(p.Since),
-		}
+		place := placeReply{Resource: p.Resource, Exclusive: p.Exclusive, Granted: p.Granted, Ahead: p.Ahead, HolderName: p.HolderName, Since: timePtr(p.Since)}
 		if p.Holder != uuid.Nil {
 			place.Holder = r.hrefOrNull(s.own.tasks, &p.Holder)
+			place.HolderState, place.HolderExclusive = new(string(p.HolderState)), &p.HolderExclusive
 		}
 		if p.Worker != "" {
 			place.Worker = &p.Worker

@@ -28,9 +28,9 @@ type explainedPlace struct {
 	Granted         bool
 	Ahead           int
 	Holder          *string
-	HolderName      string `json:"holder_name"`
-	HolderState     string `json:"holder_state"`
-	HolderExclusive bool   `json:"holder_exclusive"`
+	HolderName      string  `json:"holder_name"`
+	HolderState     *string `json:"holder_state"`
+	HolderExclusive *bool   `json:"holder_exclusive"`
 	Since           *time.Time
 	Worker          *string
 }
@@ -57,8 +57,8 @@ func TestExplanationNamesTheTaskAhead(t *testing.T) {
 	_, second := h.dispatch("dummy_task", nil, tasking.Options{Exclusive: []string{"r", "own"}})
 	_, third := h.dispatch("dummy_task", nil, tasking.Options{Shared: []string{"r"}})
 	got := h.explained(second)
-	holder := explainedPlace{Holder: &first, HolderName: testModule + "sleep", HolderState: "waiting"}
-	behind, own := holder, explainedPlace{Resource: "own", Exclusive: true, Granted: true, Holder: &second, HolderName: testModule + "dummy_task", HolderState: "waiting", HolderExclusive: true}
+	holder := explainedPlace{Holder: &first, HolderName: testModule + "sleep", HolderState: new("waiting"), HolderExclusive: new(false)}
+	behind, own := holder, explainedPlace{Resource: "own", Exclusive: true, Granted: true, Holder: &second, HolderName: testModule + "dummy_task", HolderState: new("waiting"), HolderExclusive: new(true)}
 	behind.Resource, behind.Exclusive, behind.Ahead = "r", true, 1
 	if diff := cmp.Diff([]explainedPlace{behind, own}, got.Places); diff != "" || got.State != "waiting" ||
 		!strings.HasPrefix(got.Why, "It waits for r (exclusive, 1 ahead), held by "+testModule+"sleep ") {
@@ -96,10 +96,11 @@ func TestExplanationNamesOnlyTasksThatTheUserMayView(t *testing.T) {
 	for i, p := range want.Places {
 		switch p.Resource {
 		case "a", "b":
-			if p.Holder == nil || *p.Holder != hidden || p.Worker == nil || *p.Worker != "a worker" {
+			if p.Holder == nil || *p.Holder != hidden || p.Worker == nil || *p.Worker != "a worker" || p.HolderState == nil ||
+				*p.HolderState != "running" || p.HolderExclusive == nil || !*p.HolderExclusive || p.Since == nil {
 				t.Errorf("admin is told %+v", p)
 			}
-			p.Holder, p.HolderName, p.Worker = nil, "", nil
+			p = explainedPlace{Resource: p.Resource, Exclusive: p.Exclusive, Ahead: p.Ahead}
 		case "c", "own":
 			if p.Holder == nil || p.HolderName == "" {
 				t.Errorf("admin is told %+v", p)

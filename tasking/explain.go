@@ -135,13 +135,13 @@ func (c *Client) Explain(ctx context.Context, id uuid.UUID) (Explanation, error)
 	return e, nil
 }
 
-// Redact hides the holders for which hide answers true: in their places Holder, HolderName and Worker are zero, and Why tells
-// of the resource and how many are ahead alone.
+// Redact hides the holders for which hide answers true: in their places Holder and what is told of it are zero, and Why tells of
+// the resource and how many are ahead alone.
 func (e *Explanation) Redact(hide func(holder uuid.UUID) bool) {
 	before := waitsFor(e.Places)
 	for i := range e.Places {
 		if p := &e.Places[i]; hide(p.Holder) {
-			p.Holder, p.HolderName, p.Worker = uuid.Nil, "", ""
+			*p = Place{Resource: p.Resource, Exclusive: p.Exclusive, Granted: p.Granted, Ahead: p.Ahead}
 		}
 	}
 	if rest, ok := strings.CutPrefix(e.Why, before); ok {
