@@ -25,7 +25,7 @@ type taskGroupReply struct {
 	Failed               int                        `json:"failed"`
 	Canceling            int                        `json:"canceling"`
 	GroupProgressReports []groupProgressReportReply `json:"group_progress_reports"`
-	Tasks                []minimalTaskReply         `json:"tasks"`
+	Tasks                []minimalTaskReply         `json:"tasks" doc:"Those that the user may view; the counts are of all."`
 }
 
 type groupProgressReportReply struct {
@@ -36,21 +36,21 @@ type groupProgressReportReply struct {
 	Suffix  *string `json:"suffix"`
 }
 
-// maxGroups is how many groups a page has at most: each comes with all its tasks.
+// maxGroups is how many groups a page has at most: each comes with all its tasks that the user may see.
 const maxGroups = 100
 
-// groupReplies reads groups with their tasks, in the order of their ids.
+// groupReplies reads groups with those of their tasks that the user may see, in the order of their ids.
 func (r *Request) groupReplies(ctx context.Context, ids ...uuid.UUID) ([]taskGroupReply, error) {
 	s := r.server
 	groups, err := s.Tasks().GetGroups(ctx, ids...)
 	if err != nil || len(groups) == 0 {
 		return nil, err
 	}
-	keys := make([]pgtype.UUID, len(groups))
-	for i, g := range groups {
-		keys[i] = pgUUID(g.ID)
+	p := db.TaskOfGroupsParams{UserID: pgtype.Int4{Int32: int32(r.User.ID), Valid: !r.User.Superuser}, Roles: s.rolesWith(viewTask)}
+	for _, g := range groups {
+		p.TaskGroups = append(p.TaskGroups, pgUUID(g.ID))
 	}
-	rows, err := query(ctx, func(ctx context.Context) ([]db.TaskOfGroupsRow, error) { return s.q.TaskOfGroups(ctx, s.db, keys) })
+	rows, err := query(ctx, func(ctx context.Context) ([]db.TaskOfGroupsRow, error) { return s.q.TaskOfGroups(ctx, s.db, p) })
 	if err != nil {
 		return nil, err
 	}

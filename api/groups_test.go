@@ -265,3 +265,48 @@ func TestGroupsAreNewestFirst(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// tasksOf are the hrefs of the tasks that a group tells.
+func tasksOf(group map[string]any) []string {
+	list := []string{}
+	for _, task := range group["tasks"].([]any) {
+		list = append(list, task.(map[string]any)["pulp_href"].(string))
+	}
+	return list
+}
+
+func TestGroupTellsTheTasksThatTheUserMayViewAndCountsAll(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	lena := h.newUser("lena", "core.task_user_dispatcher")
+	h.newUser("vera", "core.task_viewer")
+	h.newUser("olga", "core.task_owner")
+	var groups, all []string
+	for range 2 {
+		id, group := h.newGroup("")
+		_, first := h.dispatch("dummy_task", nil, tasking.Options{Group: &id})
+		_, second := h.dispatch("dummy_task", nil, tasking.Options{Group: &id})
+		h.give(lena, "core.task_owner", second)
+		groups, all = append(groups, group), append(all, first, second)
+	}
+	h.give(lena, "core.task_user_dispatcher", all[0]) // which lets nobody view it
+	told := func(user string, group map[string]any, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, tasksOf(group)); diff != "" || group["waiting"] != 2.0 {
+			t.Errorf("%s is told of %v waiting tasks, and of these (-want +got):\n%s", user, group["waiting"], diff)
+		}
+	}
+	for user, want := range map[string][][]string{"admin": {all[:2], all[2:]}, "vera": {all[:2], all[2:]}, "olga": {all[:2], all[2:]}, "lena": {all[1:2], all[3:]}} {
+		var page struct{ Results []map[string]any }
+		h.want(get("task-groups/").by(user), http.StatusOK, &page)
+		if len(page.Results) != 2 {
+			t.Fatalf("%s is told of %d groups", user, len(page.Results))
+		}
+		for i, group := range groups {
+			told(user, page.Results[1-i], want[i]...)
+			var alone map[string]any
+			h.want(get(group).by(user), http.StatusOK, &alone)
+			told(user, alone, want[i]...)
+		}
+	}
+}

@@ -249,7 +249,7 @@ func TestGroupsAreThereForWhoMayViewOneOfTheirTasks(t *testing.T) {
 		var got struct{ Waiting int }
 		h.want(request{path: group, user: user}, http.StatusOK, &got)
 		if got.Waiting != 2 {
-			t.Errorf("%s sees %d waiting tasks", user, got.Waiting)
+			t.Errorf("%s is told of %d waiting tasks", user, got.Waiting)
 		}
 	}
 	h.answers(request{path: group, user: "eve"}, http.StatusNotFound, noGroup)

@@ -139,11 +139,18 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 		`INSERT INTO auth_user (username, password) SELECT 'u' || n, '!' FROM generate_series(1, 3000) n`,
 		`INSERT INTO user_role (id, user_id, role)
 		 SELECT gen_random_uuid(), u.id, r FROM auth_user u, (VALUES ('core.task_user_dispatcher'), ('things.thing_creator')) v (r) WHERE u.id > 3`,
+		`INSERT INTO task_group (id, description) SELECT gen_random_uuid(), '' FROM generate_series(1, 100)`,
+		`UPDATE task t SET task_group = g.id FROM (SELECT id, row_number() OVER () AS n FROM task_group) g
+		 JOIN (SELECT id, row_number() OVER () AS n FROM task LIMIT 1000) m ON m.n % 100 = g.n % 100 WHERE t.id = m.id`,
 		"ANALYZE task", "ANALYZE user_role", "ANALYZE task_kind",
 	} {
 		if _, err := d.Direct.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
+	}
+	var groups []string
+	if err := d.Direct.QueryRow(t.Context(), "SELECT array_agg(id::text) FROM (SELECT id FROM task_group LIMIT 10) g").Scan(&groups); err != nil {
+		t.Fatal(err)
 	}
 	for user := 1; user <= 3; user++ {
 		for _, asked := range []string{"", "limit=10&offset=20", "ordering=pulp_created"} {
@@ -161,6 +168,8 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 		if n, ok, err := s.countTasks(t.Context(), &Request{User: &User{ID: user}, server: s}, false); n != want || !ok || err != nil {
 			t.Errorf("user %d sees %d tasks, %t %v, want %d", user, n, ok, err, want)
 		}
+		wantRead(t, d, most, db.TaskOfGroups, []any{groups, user, s.rolesWith(viewTask)})
+		wantRead(t, d, most, db.TaskGroupPermitted, []any{user, s.rolesWith(viewTask), s.rolesWith("core.change_task"), groups[0]})
 	}
 	var ids []string
 	if err := d.Direct.QueryRow(t.Context(), "SELECT array_agg(i.id::text) FROM (SELECT t.id FROM task t ORDER BY t.id LIMIT 200) i").Scan(&ids); err != nil {

@@ -41,10 +41,15 @@ func (q *Queries) TaskGroupCreate(ctx context.Context, db DBTX, arg TaskGroupCre
 
 const TaskGroupPermitted = `-- name: TaskGroupPermitted :one
 SELECT count(*)::int AS tasks,
-    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($2::text[])
-        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS visible,
-    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($3::text[])
-        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS permitted
+    -- Counted, not EXISTS: see TaskPurge.
+    count(*) FILTER (WHERE
+        (SELECT count(*) FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($2::text[]) AND r.model = '') > 0
+        OR (SELECT count(*) FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($2::text[])
+            AND r.model = 'core.task' AND r.object = t.id::text) > 0)::int AS visible,
+    count(*) FILTER (WHERE
+        (SELECT count(*) FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($3::text[]) AND r.model = '') > 0
+        OR (SELECT count(*) FROM user_role r WHERE r.user_id = $1::int AND r.role = ANY ($3::text[])
+            AND r.model = 'core.task' AND r.object = t.id::text) > 0)::int AS permitted
 FROM task t WHERE t.task_group = $4::uuid
 `
 
@@ -168,8 +173,21 @@ func (q *Queries) TaskGroupUnfinished(ctx context.Context, db DBTX, arg TaskGrou
 
 const TaskOfGroups = `-- name: TaskOfGroups :many
 SELECT t.task_group, t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
-FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = ANY ($1::uuid[]) ORDER BY t.id
+FROM task t JOIN task_kind k ON k.id = t.kind
+WHERE t.task_group = ANY ($1::uuid[])
+  AND ($2::int IS NULL
+    -- Counted, not EXISTS: see TaskPurge.
+    OR (SELECT count(*) FROM user_role r WHERE r.user_id = $2::int AND r.role = ANY ($3::text[]) AND r.model = '') > 0
+    OR (SELECT count(*) FROM user_role r WHERE r.user_id = $2::int AND r.role = ANY ($3::text[])
+        AND r.model = 'core.task' AND r.object = t.id::text) > 0)
+ORDER BY t.id
 `
+
+type TaskOfGroupsParams struct {
+	TaskGroups []pgtype.UUID
+	UserID     pgtype.Int4
+	Roles      []string
+}
 
 type TaskOfGroupsRow struct {
 	TaskGroup   pgtype.UUID
@@ -182,9 +200,9 @@ type TaskOfGroupsRow struct {
 	FinishedAt  pgtype.Timestamptz
 }
 
-// The tasks of these groups, by age.
-func (q *Queries) TaskOfGroups(ctx context.Context, db DBTX, taskGroups []pgtype.UUID) ([]TaskOfGroupsRow, error) {
-	rows, err := db.Query(ctx, TaskOfGroups, taskGroups)
+// The tasks of these groups, by age; of a user only those that the user has one of these roles on.
+func (q *Queries) TaskOfGroups(ctx context.Context, db DBTX, arg TaskOfGroupsParams) ([]TaskOfGroupsRow, error) {
+	rows, err := db.Query(ctx, TaskOfGroups, arg.TaskGroups, arg.UserID, arg.Roles)
 	if err != nil {
 		return nil, err
 	}

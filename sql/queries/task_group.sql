@@ -25,15 +25,27 @@ SELECT t.id FROM task t WHERE t.task_group = @id::uuid AND t.state IN ('waiting'
 ORDER BY t.id LIMIT @most::int;
 
 -- name: TaskOfGroups :many
--- The tasks of these groups, by age.
+-- The tasks of these groups, by age; of a user only those that the user has one of these roles on.
 SELECT t.task_group, t.id, t.state::text AS state, k.name, t.created_at, t.unblocked_at, t.started_at, t.finished_at
-FROM task t JOIN task_kind k ON k.id = t.kind WHERE t.task_group = ANY (@task_groups::uuid[]) ORDER BY t.id;
+FROM task t JOIN task_kind k ON k.id = t.kind
+WHERE t.task_group = ANY (@task_groups::uuid[])
+  AND (sqlc.narg(user_id)::int IS NULL
+    -- Counted, not EXISTS: see TaskPurge.
+    OR (SELECT count(*) FROM user_role r WHERE r.user_id = sqlc.narg(user_id)::int AND r.role = ANY (@roles::text[]) AND r.model = '') > 0
+    OR (SELECT count(*) FROM user_role r WHERE r.user_id = sqlc.narg(user_id)::int AND r.role = ANY (@roles::text[])
+        AND r.model = 'core.task' AND r.object = t.id::text) > 0)
+ORDER BY t.id;
 
 -- name: TaskGroupPermitted :one
 -- How many tasks a group has, and on how many of them a user has one of the roles to view them, and one of these roles.
 SELECT count(*)::int AS tasks,
-    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@view::text[])
-        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS visible,
-    count(*) FILTER (WHERE EXISTS (SELECT FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
-        AND (r.model = '' OR (r.model = 'core.task' AND r.object = t.id::text))))::int AS permitted
+    -- Counted, not EXISTS: see TaskPurge.
+    count(*) FILTER (WHERE
+        (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@view::text[]) AND r.model = '') > 0
+        OR (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@view::text[])
+            AND r.model = 'core.task' AND r.object = t.id::text) > 0)::int AS visible,
+    count(*) FILTER (WHERE
+        (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[]) AND r.model = '') > 0
+        OR (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
+            AND r.model = 'core.task' AND r.object = t.id::text) > 0)::int AS permitted
 FROM task t WHERE t.task_group = @task_group::uuid;
