@@ -28,13 +28,13 @@ const pithBase = "/pith/api/"
 type dispatchBody struct {
 	Name               string            `json:"name" api:"required" doc:"The name of a dispatchable task type: see task-types/."`
 	Args               json.RawMessage   `json:"args" doc:"The arguments, of whatever type the task type takes."`
-	ExclusiveResources []string          `json:"exclusive_resources" doc:"Hrefs, PRNs or other names of what the task takes for itself."`
+	ExclusiveResources []string          `json:"exclusive_resources" doc:"Hrefs, PRNs or other names of what the task takes for itself. Domains: superusers only."`
 	SharedResources    []string          `json:"shared_resources" doc:"Hrefs, PRNs or other names of what the task shares."`
 	Immediate          *bool             `json:"immediate" doc:"Run it before the reply, if its resources are free. Default: false."`
 	Deferred           *bool             `json:"deferred" doc:"May be left to a worker. Default: true."`
 	TaskGroup          *string           `json:"task_group" doc:"The href or PRN of the group that it belongs to."`
 	Versions           map[string]string `json:"versions" doc:"Least version of each component that a worker must have. Default: the type's."`
-	Priority           *int              `json:"priority" doc:"Higher is claimed first, from -10000 to 10000."`
+	Priority           *int              `json:"priority" doc:"Higher is claimed first, from -10000 to 10000; superusers alone may ask for more than 0. Default: 0."`
 	NotBefore          *Time             `json:"not_before" doc:"Not queued before this time."`
 }
 
@@ -74,6 +74,31 @@ func (s *Server) reserve(ctx context.Context, exclusive, shared []string) (names
 	return texts[:len(exclusive):len(exclusive)], texts[len(exclusive):], nil
 }
 
+// domains is what the names of domains begin with. All tasks share the one that there is.
+var domains = tasking.Domain[:strings.LastIndexByte(tasking.Domain, ':')+1]
+
+// mayHinder refuses what holds up all others or goes before them, unless a superuser asks for it.
+func (r *Request) mayHinder(exclusive, shared []string, priority *int) error {
+	if r.User.Superuser {
+		return nil
+	}
+	wrong := FieldErrors{}
+	isDomain := func(name string) bool { return strings.HasPrefix(name, domains) }
+	if slices.ContainsFunc(exclusive, isDomain) {
+		wrong.Add("exclusive_resources", "Only superusers may name domains.")
+	}
+	if slices.ContainsFunc(shared, isDomain) {
+		wrong.Add("shared_resources", "Only superusers may name domains.")
+	}
+	if priority != nil && *priority > 0 {
+		wrong.Add("priority", "Only superusers may dispatch before others: must be 0 or less.")
+	}
+	if len(wrong) > 0 {
+		return wrong
+	}
+	return nil
+}
+
 // errNoGroup is the problem that the group of a task is not there for the user.
 var errNoGroup = FieldErrors{"task_group": []string{"Object does not exist."}}
 
@@ -83,6 +108,9 @@ func (s *Server) dispatchTask(ctx context.Context, r *Request, body dispatchBody
 	}
 	exclusive, shared, err := s.reserve(ctx, body.ExclusiveResources, body.SharedResources)
 	if err != nil {
+		return Reply{}, err
+	}
+	if err := r.mayHinder(exclusive, shared, body.Priority); err != nil {
 		return Reply{}, err
 	}
 	req := tasking.Request{Name: body.Name, Args: body.Args, Options: tasking.Options{
@@ -247,7 +275,7 @@ type scheduleBody struct {
 	Args               json.RawMessage `json:"args"`
 	ExclusiveResources []string        `json:"exclusive_resources"`
 	SharedResources    []string        `json:"shared_resources"`
-	Priority           *int            `json:"priority"`
+	Priority           *int            `json:"priority" doc:"That of its tasks; superusers alone may ask for more than 0. Default: 0."`
 	DispatchInterval   *string         `json:"dispatch_interval" doc:"[D ]HH:MM:SS[.ffffff] between due times. Neither this nor cron: once."`
 	Cron               *string         `json:"cron" doc:"A cron expression of five fields, in UTC. Not together with dispatch_interval."`
 	NextDispatch       *Time           `json:"next_dispatch" doc:"The first due time. Default: at once, or when cron says."`
@@ -285,6 +313,9 @@ func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBo
 	}
 	exclusive, shared, err := s.reserve(ctx, body.ExclusiveResources, body.SharedResources)
 	if err != nil {
+		return Reply{}, err
+	}
+	if err := r.mayHinder(exclusive, shared, body.Priority); err != nil {
 		return Reply{}, err
 	}
 	schedule := tasking.Schedule{

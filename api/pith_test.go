@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -365,5 +366,40 @@ func TestImmediateTaskGoesOnWhenItsClientHangsUp(t *testing.T) {
 	<-answered
 	if states := column[string](h, "SELECT state::text || coalesce(error::text, '') FROM task"); !slices.Equal(states, []string{"completed"}) {
 		t.Errorf("the task is %v", states)
+	}
+}
+
+func TestOnlySuperusersHoldUpEverybodyOrGoBeforeOthers(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.newUser("dora", "core.task_user_dispatcher")
+	const (
+		domain   = `["Only superusers may name domains."]`
+		priority = `["Only superusers may dispatch before others: must be 0 or less."]`
+	)
+	for i, tt := range []struct{ more, want string }{
+		{`"exclusive_resources": ["a", "` + tasking.Domain + `"]`, `{"exclusive_resources": ` + domain + `}`},
+		{`"exclusive_resources": ["prn:core.domain:` + nowhere + `"]`, `{"exclusive_resources": ` + domain + `}`},
+		{`"shared_resources": ["` + tasking.Domain + `"], "priority": 1`, `{"shared_resources": ` + domain + `, "priority": ` + priority + `}`},
+		{`"priority": 10000`, `{"priority": ` + priority + `}`},
+		{`"exclusive_resources": ["prn:core.task:1"], "priority": 0`, ""},
+		{`"priority": -10000`, ""},
+	} {
+		for _, r := range []request{
+			post(pithRoot+"tasks/", `{"name": "`+testModule+`dummy_task", `+tt.more+`}`),
+			plan("dora's "+strconv.Itoa(i), ", "+tt.more),
+		} {
+			good := http.StatusAccepted
+			if strings.Contains(r.path, "schedules") {
+				good = http.StatusCreated
+			}
+			if tt.want == "" {
+				h.want(r.by("dora"), good, nil)
+				continue
+			}
+			h.answers(r.by("dora"), http.StatusBadRequest, tt.want)
+			r.body = strings.Replace(r.body.(string), "dora's", "admin's", 1)
+			h.want(r, good, nil)
+		}
 	}
 }

@@ -245,7 +245,7 @@ func (a *apiSite) tasks(lena string) {
 	}
 	first := dispatch("admin", reply{"name": "dummy_task", "exclusive_resources": []string{"prn:r", lena}})
 	second := dispatch("lena", reply{"name": "dummy_task", "exclusive_resources": []string{"prn:r"}, "shared_resources": []string{first}})
-	later := dispatch("lena", reply{"name": "sleep", "args": reply{"interval": 0}, "not_before": "2100-01-02T03:04:05Z", "priority": 3})
+	later := dispatch("lena", reply{"name": "sleep", "args": reply{"interval": 0}, "not_before": "2100-01-02T03:04:05Z", "priority": -3})
 	now := dispatch("lena", reply{"name": "asleep", "args": reply{"interval": 0}, "immediate": true, "deferred": false})
 	a.stateOf(now, "completed")
 	refused := dispatch("lena", reply{"name": "asleep", "args": reply{"interval": 0}, "immediate": true, "deferred": false, "exclusive_resources": []string{"prn:r"}})
@@ -312,7 +312,7 @@ func (a *apiSite) groups() {
 func (a *apiSite) schedules() {
 	a.t.Helper()
 	body := func(name string) reply {
-		return reply{"name": name, "task_name": helpers + "dummy_task", "exclusive_resources": []string{"prn:s"}, "dispatch_interval": "1 00:00:00", "priority": 1}
+		return reply{"name": name, "task_name": helpers + "dummy_task", "exclusive_resources": []string{"prn:s"}, "dispatch_interval": "1 00:00:00", "priority": -1}
 	}
 	path := beyond + "task-schedules/"
 	nightly, own := a.post("admin", path, body("nightly"), http.StatusCreated).href(), a.post("lena", path, body("own"), http.StatusCreated).href()
