@@ -590,3 +590,28 @@ func TestRolesOnObjectsOfAComponentAreTold(t *testing.T) {
 		}
 	}
 }
+
+func TestFiltersTellOfThingsAsTheirListDoes(t *testing.T) {
+	t.Parallel()
+	h, _ := newThingsWorld(t)
+	lena := h.newUser("lena", "core.task_viewer")
+	one, other := h.createThing("one"), h.createThing("other")
+	first := h.grown(one, 1)
+	h.grown(other, 1)
+	h.give(lena, "things.thing_viewer", one)
+	h.sees("tasks/?created_resources="+one+"versions/1/", "lena", first)
+	h.sees("tasks/?created_resources="+one, "lena")
+	h.sees(thingsPath+"?version="+one+"versions/1/", "lena", one)
+	hidden := h.object(other + "versions/1/")["prn"].(string)
+	for _, text := range []string{other + "versions/1/", hidden, other + "versions/2/", "prn:things.thingversion:" + nowhere} {
+		h.answers(get("tasks/?created_resources="+text).by("lena"), http.StatusBadRequest, `["URI `+text+` not found for thingversion."]`)
+	}
+	for _, version := range []string{"1", "2"} {
+		text := other + "versions/" + version + "/"
+		h.answers(get(thingsPath+"?version="+text).by("lena"), http.StatusBadRequest, `["URI not valid: `+text+`"]`)
+	}
+	for _, text := range []string{hidden, "prn:things.thingversion:" + nowhere} {
+		h.sees(thingsPath+"?version="+text, "lena")
+	}
+	h.answers(get("tasks/?created_resources="+other).by("lena"), http.StatusBadRequest, `["URI `+other+` not found for thing."]`)
+}

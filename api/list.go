@@ -149,7 +149,7 @@ func (c *Collection) statement(ctx context.Context, r *Request) (scope string, q
 	if c.Lax {
 		asked = nil
 	}
-	if q, err = c.parse(ctx, r.server, asked, args); err != nil {
+	if q, err = c.parse(ctx, r, asked, args); err != nil {
 		if bad, ok := errors.AsType[*filter.Error](err); ok {
 			err = &ResponseError{Status: http.StatusBadRequest, Body: bad}
 		}
@@ -169,13 +169,7 @@ func (r *Request) Page(ctx context.Context, c *Collection) (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
-	keys, err := query(ctx, func(ctx context.Context) ([]string, error) {
-		rows, err := r.server.db.Query(ctx, text, args...)
-		if err != nil {
-			return nil, err
-		}
-		return pgx.CollectRows(rows, pgx.RowTo[string])
-	})
+	keys, err := r.keys(ctx, text, args)
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == filter.InvalidRegex {
 		return Found{}, &ResponseError{Status: http.StatusBadRequest, Body: q.RegexError()}
 	} else if err != nil {
@@ -191,6 +185,34 @@ func (r *Request) Page(ctx context.Context, c *Collection) (Found, error) {
 	f := r.part(count)
 	f.Keys = keys
 	return f, nil
+}
+
+// keys are those that a statement finds.
+func (r *Request) keys(ctx context.Context, text string, args []any) ([]string, error) {
+	return query(ctx, func(ctx context.Context) ([]string, error) {
+		rows, err := r.server.db.Query(ctx, text, args...)
+		if err != nil {
+			return nil, err
+		}
+		return pgx.CollectRows(rows, pgx.RowTo[string])
+	})
+}
+
+// among are those of these keys whose objects the user may see.
+func (c *Collection) among(ctx context.Context, r *Request, keys []string) ([]string, error) {
+	if c.Scope == nil {
+		return keys, nil
+	}
+	scope, args, err := c.Scope(ctx, r)
+	if err != nil || scope == "true" {
+		return keys, err
+	}
+	kind := "uuid"
+	if r.resource.Numbered {
+		kind = "bigint"
+	}
+	text := fmt.Sprintf("SELECT %s::text FROM %s WHERE %s AND %s = ANY ($%d::%s[])", c.Filters.Key, c.Relation, scope, c.Filters.Key, len(args)+1, kind)
+	return r.keys(ctx, text, append(slices.Clone(args), keys))
 }
 
 func (c *Collection) count(ctx context.Context, r *Request, scope string, q filter.Query) (int, error) {

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -270,6 +271,55 @@ func TestGroupsAreThereForWhoMayViewOneOfTheirTasks(t *testing.T) {
 		t.Errorf("the group is %+v", got)
 	}
 	h.sees("tasks/?state=canceled", "admin", tasks...)
+}
+
+func TestFiltersDoNotTellWhatThereIs(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	lena := h.newUser("lena", "core.task_user_dispatcher")
+	h.newUser("vera", "core.task_viewer", "core.taskschedule_viewer")
+	role := h.give(lena, "core.task_viewer", h.dispatchAs("admin"))
+	own, group := h.dispatchAs("lena"), ""
+	var groups []string
+	for range 2 {
+		id, href := h.newGroup("")
+		_, group = h.dispatch("dummy_task", nil, tasking.Options{Group: &id})
+		groups = append(groups, href)
+	}
+	h.give(lena, "core.task_viewer", group)
+	worker := root + "workers/" + h.register("a worker").String() + "/"
+	hidden := map[string][2]string{ // one that is there, and one that is not
+		"user": {lena, root + "users/99/"}, "userrole": {role, lena + "roles/" + nowhere + "/"}, "task": {h.dispatchAs("admin"), root + "tasks/" + nowhere + "/"},
+		"taskgroup": {groups[0], root + "task-groups/" + nowhere + "/"}, "taskschedule": {h.schedule("s"), root + "task-schedules/" + nowhere + "/"},
+	}
+	ask := func(user, text string) (reply, string) {
+		return h.send(get("tasks/?created_resources=" + url.QueryEscape(text)).by(user)), `["URI ` + text + ` not found for `
+	}
+	for model, names := range hidden {
+		there, _ := h.object(names[0])["prn"].(string)
+		prefix := there[:strings.LastIndexByte(there, ':')+1]
+		gone := prefix + nowhere
+		if model == "user" {
+			gone = prefix + "99"
+		}
+		for _, text := range []string{names[0], there, h.http.URL + names[0], names[1], gone} {
+			if got, says := ask("lena", text); got.status != http.StatusBadRequest || string(got.body) != says+model+`."]` {
+				t.Errorf("lena is told of %s: %d %s", text, got.status, got.body)
+			}
+			expression := get("tasks/?q=" + url.QueryEscape("created_resources='"+text+"' OR state=waiting")).by("lena")
+			if got := h.send(expression); got.status != http.StatusBadRequest {
+				t.Errorf("lena is told of %s in an expression: %d %s", text, got.status, got.body)
+			}
+		}
+		h.sees("tasks/?created_resources="+names[0], "admin")
+		got, _ := ask("vera", names[0])
+		if open := strings.HasPrefix(model, "task"); open != (got.status == http.StatusOK) {
+			t.Errorf("vera is told of %s: %d %s", names[0], got.status, got.body)
+		}
+	}
+	for _, text := range []string{own, group, groups[1], worker} {
+		h.sees("tasks/?created_resources="+text, "lena")
+	}
 }
 
 func TestSchedulesAreThereForWhoMayViewThem(t *testing.T) {
