@@ -354,7 +354,7 @@ func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBo
 	// id, it allows nothing. It goes with its user.
 	_, err = s.Tasks().AddSchedule(ctx, schedule)
 	if errors.Is(err, tasking.ErrTaken) {
-		if err := s.dropSchedule(context.WithoutCancel(ctx), schedule.ID); err != nil {
+		if err := r.Revoke(context.WithoutCancel(ctx), s.own.schedules, key); err != nil {
 			return Reply{}, err
 		}
 		return Reply{}, errNameTaken
@@ -374,17 +374,12 @@ func (s *Server) createSchedule(ctx context.Context, r *Request, body scheduleBo
 // errNameTaken is the problem that there is a schedule of that name.
 var errNameTaken = FieldErrors{"name": []string{"This field must be unique."}}
 
-// dropSchedule deletes a schedule, if it is there, with the roles on it.
-func (s *Server) dropSchedule(ctx context.Context, id uuid.UUID) error {
-	_, err := query(ctx, func(ctx context.Context) (int64, error) { return s.q.TaskScheduleDelete(ctx, s.db, pgUUID(id)) })
-	return err
-}
-
 func (s *Server) deleteSchedule(ctx context.Context, r *Request) (Reply, error) {
 	if _, err := s.aSchedule(ctx, r, "core.manage_roles_taskschedule"); err != nil {
 		return Reply{}, err
 	}
-	return Reply{Status: http.StatusNoContent}, s.dropSchedule(ctx, r.UUID())
+	_, err := query(ctx, func(ctx context.Context) (int64, error) { return s.q.TaskScheduleDelete(ctx, s.db, pgUUID(r.UUID())) })
+	return Reply{Status: http.StatusNoContent}, err
 }
 
 // Profiles of tasks.

@@ -134,7 +134,8 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 		`INSERT INTO user_role (id, user_id, role, model, object)
 		 SELECT gen_random_uuid(), 1, r, 'core.task', t.id::text FROM task t, (VALUES ('core.task_owner'), ('core.task_user_dispatcher')) v (r)`,
 		`INSERT INTO user_role (id, user_id, role, model, object)
-		 SELECT gen_random_uuid(), 2, 'core.task_owner', 'core.task', t.id::text FROM (SELECT id FROM task LIMIT 10) t`,
+		 SELECT gen_random_uuid(), 2, 'core.task_owner', 'core.task', t.id::text FROM (SELECT id FROM task ORDER BY id LIMIT 10) t
+		 UNION ALL SELECT gen_random_uuid(), 2, 'core.task_viewer', 'core.task', t.id::text FROM (SELECT id FROM task ORDER BY id LIMIT 8 OFFSET 5) t`,
 		// Many have roles on all objects, which must not be read for each task.
 		`INSERT INTO auth_user (username, password) SELECT 'u' || n, '!' FROM generate_series(1, 3000) n`,
 		`INSERT INTO user_role (id, user_id, role)
@@ -164,7 +165,7 @@ func TestListsOfOneUserReadAPage(t *testing.T) {
 			}
 			wantRead(t, d, most, text, args)
 		}
-		want := []int{30000, 10, 0}[user-1]
+		want := []int{30000, 13, 0}[user-1]
 		if n, ok, err := s.countTasks(t.Context(), &Request{User: &User{ID: user}, server: s}, false); n != want || !ok || err != nil {
 			t.Errorf("user %d sees %d tasks, %t %v, want %d", user, n, ok, err, want)
 		}

@@ -33,6 +33,7 @@ const thingTables = `
 CREATE TABLE thing (
     id uuid PRIMARY KEY, name text NOT NULL UNIQUE, description text, labels jsonb NOT NULL, weight float8, created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE TRIGGER roles_drop AFTER DELETE ON thing FOR EACH ROW EXECUTE FUNCTION roles_drop('things.thing');
 CREATE TABLE thing_version (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(), thing uuid NOT NULL REFERENCES thing ON DELETE CASCADE, number int NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(), UNIQUE (thing, number)
@@ -298,20 +299,13 @@ func (p *things) create(ctx context.Context, r *api.Request, body thingBody) (ap
 		return api.Reply{}, err
 	}
 	if made.RowsAffected() == 0 {
-		return api.Reply{}, errors.Join(api.FieldErrors{"name": []string{"This field must be unique."}}, p.drop(ctx, key))
+		return api.Reply{}, errors.Join(api.FieldErrors{"name": []string{"This field must be unique."}}, r.Revoke(ctx, p.thing, key))
 	}
 	list, err := p.replies(ctx, r, key)
 	if err != nil || len(list) == 0 {
 		return api.Reply{}, err
 	}
 	return api.Reply{Status: http.StatusCreated, Body: list[0], Header: http.Header{"Location": {list[0].PulpHref}}}, nil
-}
-
-// drop deletes a thing, if it is there, with the roles on it.
-func (p *things) drop(ctx context.Context, key string) error {
-	_, err := p.db.Exec(ctx, `WITH t AS (DELETE FROM thing WHERE id = $1::uuid)
-		DELETE FROM user_role WHERE model = $2::text AND object = $1::text`, key, p.thing.Model)
-	return err
 }
 
 func (p *things) read(ctx context.Context, r *api.Request) (api.Reply, error) {
@@ -334,7 +328,8 @@ func (p *things) remove(ctx context.Context, r *api.Request) (api.Reply, error) 
 	if _, err := p.reply(ctx, r); err != nil {
 		return api.Reply{}, err
 	}
-	return api.Reply{Status: http.StatusNoContent}, p.drop(ctx, r.ID)
+	_, err := p.db.Exec(ctx, "DELETE FROM thing WHERE id = $1::uuid", r.ID)
+	return api.Reply{Status: http.StatusNoContent}, err
 }
 
 func (p *things) setLabel(ctx context.Context, key, label string, value *string) (bool, error) {

@@ -24,14 +24,10 @@ func (q *Queries) Now(ctx context.Context, db DBTX) (pgtype.Timestamptz, error) 
 }
 
 const TaskScheduleDelete = `-- name: TaskScheduleDelete :execrows
-WITH roles AS (
-    DELETE FROM user_role r WHERE r.model = 'core.taskschedule' AND r.object = ($1::uuid)::text
-)
 DELETE FROM task_schedule s WHERE s.id = $1::uuid
 `
 
-// Deletes a schedule by its id, with the roles on it, also if it never came to be: one that has replaced it meanwhile, and
-// those on that, stay.
+// Deletes a schedule by its id; a trigger deletes the roles on it. One that has replaced it meanwhile stays, and those on that.
 func (q *Queries) TaskScheduleDelete(ctx context.Context, db DBTX, id pgtype.UUID) (int64, error) {
 	result, err := db.Exec(ctx, TaskScheduleDelete, id)
 	if err != nil {

@@ -47,6 +47,21 @@ func (q *Queries) UserRoleAssign(ctx context.Context, db DBTX, arg UserRoleAssig
 	return result.RowsAffected(), nil
 }
 
+const UserRoleDrop = `-- name: UserRoleDrop :exec
+DELETE FROM user_role WHERE model = $1::text AND object = $2::text
+`
+
+type UserRoleDropParams struct {
+	Model  string
+	Object string
+}
+
+// Takes all roles on an object that never came to be. Those on one that is deleted are deleted by a trigger.
+func (q *Queries) UserRoleDrop(ctx context.Context, db DBTX, arg UserRoleDropParams) error {
+	_, err := db.Exec(ctx, UserRoleDrop, arg.Model, arg.Object)
+	return err
+}
+
 const UserRoleHeld = `-- name: UserRoleHeld :many
 SELECT r.role FROM user_role r WHERE r.user_id = $1::int AND r.model = ''
 UNION
@@ -259,21 +274,26 @@ func (q *Queries) UserRoleRemove(ctx context.Context, db DBTX, ids []pgtype.UUID
 }
 
 const UserRoleTaskCount = `-- name: UserRoleTaskCount :one
-SELECT count(*) FROM (SELECT DISTINCT r.object::uuid FROM user_role r
-    WHERE r.user_id = $1::int AND r.model = 'core.task' AND r.role = ANY ($2::text[])) t
+SELECT coalesce(sum(c.tasks), 0)::bigint AS tasks FROM unnest($1::text[]) WITH ORDINALITY x (role, place) CROSS JOIN LATERAL (
+    SELECT count(*) AS tasks FROM user_role r
+    WHERE r.user_id = $2::int AND r.role = x.role AND r.model = 'core.task'
+      AND (x.place = 1 OR (SELECT count(*) FROM user_role e WHERE e.user_id = $2::int AND e.model = 'core.task'
+          AND e.role = ANY (($1::text[])[:x.place - 1]) AND e.object = r.object) = 0)
+) c
 `
 
 type UserRoleTaskCountParams struct {
-	UserID int32
 	Roles  []string
+	UserID int32
 }
 
-// On how many tasks a user has one of these roles. Roles on tasks are deleted with them, so it reads none.
+// On how many tasks a user has one of these roles: those with the first one, those with the second one and not the first, and so
+// on. Roles on tasks are deleted with them, so it reads none, and of the first role the index alone.
 func (q *Queries) UserRoleTaskCount(ctx context.Context, db DBTX, arg UserRoleTaskCountParams) (int64, error) {
-	row := db.QueryRow(ctx, UserRoleTaskCount, arg.UserID, arg.Roles)
-	var count int64
-	err := row.Scan(&count)
-	return count, err
+	row := db.QueryRow(ctx, UserRoleTaskCount, arg.Roles, arg.UserID)
+	var tasks int64
+	err := row.Scan(&tasks)
+	return tasks, err
 }
 
 const UserRoleUsers = `-- name: UserRoleUsers :many

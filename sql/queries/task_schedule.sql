@@ -22,11 +22,7 @@ LIMIT 1;
 DELETE FROM task_schedule WHERE name = @name::text;
 
 -- name: TaskScheduleDelete :execrows
--- Deletes a schedule by its id, with the roles on it, also if it never came to be: one that has replaced it meanwhile, and
--- those on that, stay.
-WITH roles AS (
-    DELETE FROM user_role r WHERE r.model = 'core.taskschedule' AND r.object = (@id::uuid)::text
-)
+-- Deletes a schedule by its id; a trigger deletes the roles on it. One that has replaced it meanwhile stays, and those on that.
 DELETE FROM task_schedule s WHERE s.id = @id::uuid;
 
 -- name: TaskScheduleList :many

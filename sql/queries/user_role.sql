@@ -41,9 +41,14 @@ UNION
 SELECT r.role FROM user_role r WHERE r.user_id = @user_id::int AND r.model = @model::text AND r.object = @object::text;
 
 -- name: UserRoleTaskCount :one
--- On how many tasks a user has one of these roles. Roles on tasks are deleted with them, so it reads none.
-SELECT count(*) FROM (SELECT DISTINCT r.object::uuid FROM user_role r
-    WHERE r.user_id = @user_id::int AND r.model = 'core.task' AND r.role = ANY (@roles::text[])) t;
+-- On how many tasks a user has one of these roles: those with the first one, those with the second one and not the first, and so
+-- on. Roles on tasks are deleted with them, so it reads none, and of the first role the index alone.
+SELECT coalesce(sum(c.tasks), 0)::bigint AS tasks FROM unnest(@roles::text[]) WITH ORDINALITY x (role, place) CROSS JOIN LATERAL (
+    SELECT count(*) AS tasks FROM user_role r
+    WHERE r.user_id = @user_id::int AND r.role = x.role AND r.model = 'core.task'
+      AND (x.place = 1 OR (SELECT count(*) FROM user_role e WHERE e.user_id = @user_id::int AND e.model = 'core.task'
+          AND e.role = ANY ((@roles::text[])[:x.place - 1]) AND e.object = r.object) = 0)
+) c;
 
 -- name: UserRoleHeldOn :many
 -- Those of these objects on which a user has one of these roles. Counted, not EXISTS, which makes the planner read the table
@@ -52,3 +57,7 @@ SELECT o.object::text FROM unnest(@objects::text[]) o (object)
 WHERE (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[]) AND r.model = '') > 0
    OR (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
       AND r.model = @model::text AND r.object = o.object) > 0;
+
+-- name: UserRoleDrop :exec
+-- Takes all roles on an object that never came to be. Those on one that is deleted are deleted by a trigger.
+DELETE FROM user_role WHERE model = @model::text AND object = @object::text;
