@@ -176,6 +176,7 @@ func TestNamesAndPathsThatCannotBeServedAreRefused(t *testing.T) {
 
 		{with(func(z zed) { z.Key = "task" }), `component "z": z/: the Key "task" is taken by core's tasks/`},
 		{beside(func(y zed) { y.Key = "z" }), `component "z": y/: the Key "z" is taken by z's z/`},
+		{with(func(z zed) { z.Base, z.Path, z.o.Path = "/", "pulp/", "{}" }), `the path cannot be served, choose another`},
 		{with(func(z zed) { z.Key = "" }), `z/: the Key "": it has letters`},
 		{with(func(z zed) { z.ID = "a-b" }), `z/: the ID "a-b": it has letters`},
 		{with(func(z zed) { z.Model = "core.task" }), `z/: the Model "core.task" is taken by core's tasks/`},

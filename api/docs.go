@@ -58,8 +58,9 @@ type document struct {
 	digest string
 	// forms are encoded, by content type and form.
 	forms sync.Map
-	// making is held while a form is made: one at a time, since it takes a processor for a while.
-	making sync.Mutex
+	// kept and others are the turns to make a form that is kept, and any other: one at a time, since it takes a processor for a
+	// while, and clients who ask for others do not hold up those of the kept ones.
+	kept, others chan struct{}
 }
 
 // digest is that of the document.
@@ -99,8 +100,8 @@ func (s *Server) docsResource() *Resource {
 		return Operation{
 			Method: http.MethodGet, Path: p, Verb: verb, Summary: "The OpenAPI document.", Public: true, Parameters: parameters,
 			Replies: map[int]any{http.StatusOK: media(kind), http.StatusBadRequest: Detail{}},
-			Do: Bare(func(_ context.Context, r *Request) (Reply, error) {
-				data, err := s.asked(r, kind, encode)
+			Do: Bare(func(ctx context.Context, r *Request) (Reply, error) {
+				data, err := s.asked(ctx, r, kind, encode)
 				return Reply{Status: http.StatusOK, raw: data, Header: http.Header{
 					"Content-Type": {kind}, "Cache-Control": {"max-age=8640000"}, "Vary": {"Accept, Authorization"},
 				}}, err
@@ -148,7 +149,7 @@ func (s *Server) form(r *Request) (form, error) {
 }
 
 // asked is the document in the form that a client asks for, encoded from JSON as a content type.
-func (s *Server) asked(r *Request, kind string, encode func([]byte) ([]byte, error)) ([]byte, error) {
+func (s *Server) asked(ctx context.Context, r *Request, kind string, encode func([]byte) ([]byte, error)) ([]byte, error) {
 	f, err := s.form(r)
 	if err != nil {
 		return nil, err
@@ -157,8 +158,16 @@ func (s *Server) asked(r *Request, kind string, encode func([]byte) ([]byte, err
 	if data, ok := s.document.forms.Load(key); ok {
 		return data.([]byte), nil
 	}
-	s.document.making.Lock()
-	defer s.document.making.Unlock()
+	turn := s.document.kept
+	if len(f.components) > 1 {
+		turn = s.document.others
+	}
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done(): // the client has hung up
+		return nil, ctx.Err()
+	}
 	if data, ok := s.document.forms.Load(key); ok { // made meanwhile
 		return data.([]byte), nil
 	}

@@ -233,7 +233,6 @@ func FuzzResolve(f *testing.F) {
 // longest is more than any interval that clients may write.
 const longest = 65536 * 24 * time.Hour
 
-// FuzzInterval writes intervals and reads them.
 func TestPairsOfAQueryAreReadAsDjangoDoes(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]url.Values{
@@ -254,6 +253,7 @@ func TestPairsOfAQueryAreReadAsDjangoDoes(t *testing.T) {
 	}
 }
 
+// FuzzInterval writes intervals and reads them.
 func FuzzInterval(f *testing.F) {
 	for _, seed := range []time.Duration{0, time.Microsecond, time.Second, time.Minute, 24*time.Hour - time.Microsecond, 24 * time.Hour, 49*time.Hour + 30, longest - 1} {
 		f.Add(int64(seed))

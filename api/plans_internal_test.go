@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"net/url"
 	"testing"
@@ -107,8 +108,13 @@ func TestListsDoNotReadWhatIsCompleted(t *testing.T) {
 // wantRead runs a statement, and checks how many rows it reads.
 func wantRead(t *testing.T, d *dbtest.DB, most float64, text string, args []any) {
 	t.Helper()
+	tx, err := d.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }() // it may write, too
 	var raw []byte
-	if err := d.Direct.QueryRow(t.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+text, args...).Scan(&raw); err != nil {
+	if err := tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+text, args...).Scan(&raw); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}
 	var plans []struct{ Plan plan }

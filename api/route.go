@@ -33,6 +33,8 @@ type route struct {
 // routes makes the routes of all components.
 func (s *Server) routes() (http.Handler, error) {
 	mux := http.NewServeMux()
+	mux.Handle(s.cfg.Root+assetsPath, s.serveAssets())
+	mux.HandleFunc("/", elsewhere)
 	made := map[string]*route{}
 	for _, c := range s.cfg.Components {
 		for _, res := range c.Resources {
@@ -63,8 +65,6 @@ func (s *Server) routes() (http.Handler, error) {
 			}
 		}
 	}
-	mux.Handle(s.cfg.Root+assetsPath, s.serveAssets())
-	mux.HandleFunc("/", elsewhere)
 	return slashed(mux), nil
 }
 

@@ -95,6 +95,7 @@ func New(pool *pgxpool.Pool, newClient func(*appstatus.App) (*tasking.Client, er
 	}
 	s := &Server{cfg: cfg, db: pool, q: db.New(), root: cfg.Root + "api/v3/", users: newUsers(pool), newClient: newClient}
 	s.status.now = time.Now
+	s.document.kept, s.document.others = make(chan struct{}, 1), make(chan struct{}, 1)
 	s.roles = slices.Clone(coreRoles)
 	for _, c := range cfg.Components {
 		s.roles = append(s.roles, c.Roles...)

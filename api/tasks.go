@@ -164,8 +164,26 @@ const (
 	tasksPerRead = 100
 )
 
-// readTasks reads the tasks of a page in the order of their ids. It ends the page where they become too large.
+// readTasks reads the tasks of a page in the order of their ids. It ends the page where they become too large: where results and
+// errors do before it reads them.
 func (r *Request) readTasks(ctx context.Context, found *Found) (all []tasking.Task, err error) {
+	sizes, err := query(ctx, func(ctx context.Context) ([]db.TaskSizesRow, error) {
+		return r.server.q.TaskSizes(ctx, r.server.db, pgUUIDs(found.Keys))
+	})
+	if err != nil {
+		return nil, err
+	}
+	sizeOf := map[string]int64{}
+	for _, row := range sizes {
+		sizeOf[uuid.UUID(row.ID.Bytes).String()] = row.Bytes
+	}
+	var sum int64
+	for i, key := range found.Keys {
+		if sum += sizeOf[key]; sum > maxPageBytes && i > 0 {
+			r.end(found, i)
+			break
+		}
+	}
 	bytes := 0
 	for keys := range slices.Chunk(found.Keys, tasksPerRead) {
 		ids := make([]uuid.UUID, len(keys))
@@ -372,8 +390,10 @@ func (r *Request) Dispatch(ctx context.Context, req tasking.Request) (Reply, err
 	switch {
 	case errors.Is(err, tasking.ErrOwnerGone):
 		return Reply{}, badCredentials(r.Request)
-	case err != nil && d.ID == uuid.Nil: // else it was dispatched, and others will tell how it ended
+	case err != nil && d.ID == uuid.Nil:
 		return Reply{}, err
+	case err != nil: // it was dispatched: the sweep ends it, if nobody else does
+		r.server.cfg.Log.Warn("end of an immediate task is not recorded", "task", d.ID, "correlation_id", req.CorrelationID, "err", err)
 	}
 	return Reply{Status: http.StatusAccepted, Body: AsyncOperationReply{r.Href(r.server.own.tasks, d.ID.String())}}, nil
 }

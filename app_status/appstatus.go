@@ -283,7 +283,7 @@ func (a *App) prolong(sent time.Time) {
 	defer a.mu.Unlock()
 	switch {
 	case a.lease == nil:
-		a.lease = time.AfterFunc(left, a.Lose)
+		a.lease = time.AfterFunc(left, a.lose)
 	case !time.Now().Before(a.until) || !a.lease.Stop():
 		return // the lease has ended meanwhile: this beat came too late
 	default:
@@ -295,8 +295,7 @@ func (a *App) prolong(sent time.Time) {
 	}
 }
 
-// Lose ends the lease: whoever finds that the App's row is gone tells it so. Run returns ErrLost.
-func (a *App) Lose() {
+func (a *App) lose() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.lease != nil {
@@ -343,7 +342,7 @@ func (a *App) Run(ctx context.Context) error {
 			}
 			a.beats.Arrived()
 		case errors.Is(err, ErrLost):
-			a.Lose()
+			a.lose()
 			return ErrLost
 		case ctx.Err() != nil:
 			return a.ended()
@@ -401,7 +400,7 @@ func (a *App) beat(ctx context.Context, own *pgxpool.Pool) error {
 
 // Unregister deletes the row, for a clean end. Whatever the App still holds is freed.
 func (a *App) Unregister(ctx context.Context) error {
-	a.Lose()
+	a.lose()
 	if own := a.take(); own != nil {
 		defer own.Close()
 	}

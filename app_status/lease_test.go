@@ -88,7 +88,7 @@ func TestBeatThatComesTooLateRevivesNothing(t *testing.T) {
 		if !isLost(a) {
 			t.Error("it is back")
 		}
-		a.Lose() // twice is once
+		a.lose() // twice is once
 	})
 }
 
@@ -97,7 +97,7 @@ func TestAppThatIsLostEarlyHasNoLeaseLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newApp(t, Config{Type: Worker})
 		a.prolong(time.Now())
-		a.Lose()
+		a.lose()
 		a.prolong(time.Now())
 		if !isLost(a) || !errors.Is(a.ended(), ErrLost) {
 			t.Error("it is not lost")

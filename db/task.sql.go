@@ -145,8 +145,8 @@ SELECT (g.id IS NOT NULL)::bool AS deleted
 FROM family f LEFT JOIN gone g ON g.id = f.id WHERE f.id = $1::uuid
 `
 
-// Deletes a task that is final; a trigger deletes the roles on it. The foreign key takes the parent from its children: all are locked in
-// the order of their ids before. No row: there is no such task.
+// Deletes a task that is final; a trigger deletes the roles on it. The foreign key takes the parent from its children: all
+// are locked in the order of their ids before. No row: there is no such task.
 func (q *Queries) TaskDelete(ctx context.Context, db DBTX, id pgtype.UUID) (bool, error) {
 	row := db.QueryRow(ctx, TaskDelete, id)
 	var deleted bool
@@ -519,6 +519,37 @@ func (q *Queries) TaskReadyAhead(ctx context.Context, db DBTX, id pgtype.UUID) (
 	var column_1 int32
 	err := row.Scan(&column_1)
 	return column_1, err
+}
+
+const TaskSizes = `-- name: TaskSizes :many
+SELECT t.id, (coalesce(octet_length(t.result::text), 0) + coalesce(octet_length(t.error::text), 0))::bigint AS bytes
+FROM task t WHERE t.id = ANY ($1::uuid[])
+`
+
+type TaskSizesRow struct {
+	ID    pgtype.UUID
+	Bytes int64
+}
+
+// How many bytes the results and errors of these tasks have.
+func (q *Queries) TaskSizes(ctx context.Context, db DBTX, ids []pgtype.UUID) ([]TaskSizesRow, error) {
+	rows, err := db.Query(ctx, TaskSizes, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaskSizesRow
+	for rows.Next() {
+		var i TaskSizesRow
+		if err := rows.Scan(&i.ID, &i.Bytes); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const TaskStates = `-- name: TaskStates :many

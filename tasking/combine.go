@@ -96,20 +96,21 @@ func (c *combiner) do(ctx, held context.Context, asks question) (answer, error) 
 		go c.sendQueue()
 	}
 	c.mu.Unlock()
-	select {
-	case <-r.done:
-		return r.answer, r.err
-	case <-ctx.Done():
-		if c.leave(r) {
-			return answer{}, ctx.Err()
+	for ended := ctx.Done(); ; {
+		select {
+		case <-r.done:
+			return r.answer, r.err
+		case <-ended:
+			if c.leave(r) {
+				return answer{}, ctx.Err()
+			}
+			ended = nil // it was sent
+		case <-held.Done():
+			if !c.leave(r) {
+				c.abandon(r)
+			}
+			return answer{}, held.Err()
 		}
-	}
-	select {
-	case <-r.done:
-		return r.answer, r.err
-	case <-held.Done():
-		c.abandon(r)
-		return answer{}, held.Err()
 	}
 }
 

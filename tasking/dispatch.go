@@ -58,8 +58,8 @@ func (c *Client) outside() caller {
 // Dispatch hands out one task. An immediate one whose resources are free runs before Dispatch
 // returns; how it ended is in State and Error. Once such a task was sent, the call does not end before
 // it is known what became of it, or the process's lease has ended, even if ctx ends or the database is
-// away. If the lease has ended before, the task is left to workers. The errors are ErrInvalid for a request that can never be dispatched, ErrUnknownType,
-// ErrOwnerGone, appstatus.ErrLost, and what the database says.
+// away. If the lease has ended before, the task is left to workers. The errors are ErrInvalid for a request that
+// can never be dispatched, ErrUnknownType, ErrOwnerGone, appstatus.ErrLost, and what the database says.
 //
 // Calls that are made at the same time share statements: while one is under way, the others wait for it, a
 // tenth of a second at most, and go together. If ctx ends while a call waits, nothing is sent. Each call has
@@ -94,8 +94,7 @@ func (c *Client) dispatch(ctx context.Context, by caller, r Request) (Dispatched
 	}
 	switch {
 	case errors.Is(err, errAppGone) && by.parent == nil:
-		// Nothing was dispatched. This process is no holder any more, so workers are to run the task.
-		c.cfg.App.Lose()
+		// Nothing was dispatched. This process is no holder any more, as its next beat will tell it: workers are to run the task.
 		if !r.NotDeferred {
 			return c.dispatch(ctx, caller{}, r)
 		}

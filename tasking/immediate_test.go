@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	appstatus "github.com/pithworks/pith/app_status"
+	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -314,22 +315,46 @@ func TestImmediateTaskEndsWithTheLeaseOfItsProcess(t *testing.T) {
 	}
 }
 
-func TestProcessThatWasSweptUnawaresLeavesImmediateTasksToWorkers(t *testing.T) {
+func TestImmediateDispatchThatIsStuckEndsWithTheLease(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
 	app := h.process(appstatus.API)
 	c := h.client(h.Pool, tasking.Config{App: app}, answers)
+	taken := tasking.Options{Exclusive: []string{"r"}, Immediate: true}
+	tx, err := h.Direct.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := c.DispatchTx(t.Context(), tx, answers.Request(nil, taken)); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Dispatch(context.WithoutCancel(t.Context()), answers.Request(nil, taken))
+		ended <- err
+	}()
+	dbtest.Until(t, "it waits for the queue", func(ctx context.Context) (blocked bool, err error) {
+		const text = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)"
+		return blocked, tx.QueryRow(ctx, text).Scan(&blocked)
+	})
+	if err := app.Unregister(t.Context()); err != nil { // its lease ends with it
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, appstatus.ErrLost) {
+		t.Errorf("Dispatch = %v", err)
+	}
+}
+
+func TestProcessThatWasSweptUnawaresLeavesImmediateTasksToWorkers(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	c := h.client(h.Pool, tasking.Config{App: h.process(appstatus.API)}, answers)
 	h.exec("DELETE FROM app_status")
 	d, err := c.Dispatch(t.Context(), answers.Request(nil, tasking.Options{Immediate: true}))
 	if err != nil || d.State != tasking.Waiting {
 		t.Errorf("Dispatch = %s, %v", d.State, err)
 	}
-	if app.Leased() {
-		t.Error("it still believes that it has its lease")
-	}
-	app = h.process(appstatus.API)
-	h.exec("DELETE FROM app_status")
-	c = h.client(h.Pool, tasking.Config{App: app}, answers)
 	if _, err := c.Dispatch(t.Context(), answers.Request(nil, tasking.Options{Immediate: true, NotDeferred: true})); !errors.Is(err, appstatus.ErrLost) {
 		t.Errorf("without deferring Dispatch = %v", err)
 	}

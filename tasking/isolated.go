@@ -259,7 +259,7 @@ type remoteError struct {
 // sentinels are the errors that callers of a Run's methods may want to tell apart.
 var sentinels = map[string]error{
 	"lock lost": ErrLockLost, "lease lost": ErrLeaseLost, "app lost": appstatus.ErrLost, "invalid": ErrInvalid,
-	"unknown type": ErrUnknownType, "not found": ErrNotFound, "deadline": context.DeadlineExceeded, "canceled": context.Canceled,
+	"unknown type": ErrUnknownType, "not found": ErrNotFound, "owner gone": ErrOwnerGone, "deadline": context.DeadlineExceeded, "canceled": context.Canceled,
 }
 
 func (e *remoteError) Error() string { return e.Text }

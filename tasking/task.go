@@ -57,7 +57,7 @@ var (
 	// ErrTaken: another schedule has the name.
 	ErrTaken = errors.New("the name is taken")
 	// ErrInvalid is wrapped by every error about a request that can never be dispatched. What is wrong with it is one InvalidError,
-	// or several that are joined.
+	// or several that are joined; in a child process it is the text alone.
 	ErrInvalid = errors.New("invalid request")
 	// ErrUnknownType means that the registry has no task type of that name. It wraps ErrInvalid.
 	ErrUnknownType = invalid("unknown task type")

@@ -55,14 +55,19 @@ FROM task t WHERE t.id = ANY (@ids::uuid[]);
 SELECT * FROM task_told t
 WHERE t.id = ANY (@ids::uuid[]);
 
+-- name: TaskSizes :many
+-- How many bytes the results and errors of these tasks have.
+SELECT t.id, (coalesce(octet_length(t.result::text), 0) + coalesce(octet_length(t.error::text), 0))::bigint AS bytes
+FROM task t WHERE t.id = ANY (@ids::uuid[]);
+
 -- name: TaskChildren :many
 -- The children of these tasks, of each the oldest thousand.
 SELECT p.id::uuid AS parent, c.id FROM unnest(@parents::uuid[]) p (id)
 CROSS JOIN LATERAL (SELECT t.id FROM task t WHERE t.parent_task = p.id ORDER BY t.id LIMIT 1000) c;
 
 -- name: TaskDelete :one
--- Deletes a task that is final; a trigger deletes the roles on it. The foreign key takes the parent from its children: all are locked in
--- the order of their ids before. No row: there is no such task.
+-- Deletes a task that is final; a trigger deletes the roles on it. The foreign key takes the parent from its children: all
+-- are locked in the order of their ids before. No row: there is no such task.
 WITH family AS MATERIALIZED (
     SELECT t.id, t.finished_at FROM task t WHERE t.id = @id::uuid OR t.parent_task = @id::uuid ORDER BY t.id FOR NO KEY UPDATE
 ), gone AS (
