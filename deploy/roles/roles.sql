@@ -149,7 +149,8 @@ BEGIN
             ('progress_report',  'SELECT', NULL, 'INSERT, UPDATE (message, code, state, total, done, suffix)', NULL),
             ('resource_lock',    'SELECT', NULL, NULL, NULL), -- for `pith doctor`
             -- All columns: who reads tasks may see what they were given, too. Workers lock rows, while
-            -- they write what a task tells, and purge; others, while they give roles on them. The policies below let them change none, and delete final ones.
+            -- they write what a task tells, and purge; others, while they give roles on them. The policies below let
+            -- them change none, and delete final ones.
             ('task',             'SELECT', NULL, 'DELETE, UPDATE (deferred)', 'UPDATE (deferred)'),
             ('task_group',       'SELECT', 'INSERT (id, description), UPDATE (all_tasks_dispatched)', 'UPDATE (all_tasks_dispatched)', NULL),
             ('task_kind',        'SELECT', NULL, NULL, NULL),
