@@ -300,8 +300,8 @@ func (r *Request) Grant(ctx context.Context, res *Resource, key string, roles ..
 // Revoke takes all roles on an object that never came to be, after a Grant. Those on one that is deleted go with it, by the
 // trigger function roles_drop.
 func (r *Request) Revoke(ctx context.Context, res *Resource, key string) error {
-	_, err := query(ctx, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, r.server.q.UserRoleDrop(ctx, r.server.db, db.UserRoleDropParams{Model: res.Model, Object: key})
+	_, err := query(ctx, func(ctx context.Context) (int64, error) {
+		return r.server.q.UserRoleDrop(ctx, r.server.db, db.UserRoleDropParams{Model: res.Model, Object: key})
 	})
 	return err
 }

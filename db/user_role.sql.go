@@ -47,7 +47,7 @@ func (q *Queries) UserRoleAssign(ctx context.Context, db DBTX, arg UserRoleAssig
 	return result.RowsAffected(), nil
 }
 
-const UserRoleDrop = `-- name: UserRoleDrop :exec
+const UserRoleDrop = `-- name: UserRoleDrop :execrows
 DELETE FROM user_role WHERE model = $1::text AND object = $2::text
 `
 
@@ -56,10 +56,14 @@ type UserRoleDropParams struct {
 	Object string
 }
 
-// Takes all roles on an object that never came to be. Those on one that is deleted are deleted by a trigger.
-func (q *Queries) UserRoleDrop(ctx context.Context, db DBTX, arg UserRoleDropParams) error {
-	_, err := db.Exec(ctx, UserRoleDrop, arg.Model, arg.Object)
-	return err
+// Takes all roles on an object that never came to be. Those on one that is deleted are deleted by a trigger. 0 rows: there were
+// none, or an earlier send has taken them.
+func (q *Queries) UserRoleDrop(ctx context.Context, db DBTX, arg UserRoleDropParams) (int64, error) {
+	result, err := db.Exec(ctx, UserRoleDrop, arg.Model, arg.Object)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const UserRoleHeld = `-- name: UserRoleHeld :many

@@ -58,6 +58,7 @@ WHERE (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.ro
    OR (SELECT count(*) FROM user_role r WHERE r.user_id = @user_id::int AND r.role = ANY (@roles::text[])
       AND r.model = @model::text AND r.object = o.object) > 0;
 
--- name: UserRoleDrop :exec
--- Takes all roles on an object that never came to be. Those on one that is deleted are deleted by a trigger.
+-- name: UserRoleDrop :execrows
+-- Takes all roles on an object that never came to be. Those on one that is deleted are deleted by a trigger. 0 rows: there were
+-- none, or an earlier send has taken them.
 DELETE FROM user_role WHERE model = @model::text AND object = @object::text;
