@@ -462,11 +462,8 @@ func TestImmediateTasksThatGoTogetherHearOfTheLostLeaseOrAreLeftToWorkers(t *tes
 	for range 3 {
 		calls = append(calls, c.call(t.Context(), answers.Request(json.RawMessage("1"), tasking.Options{Immediate: true})))
 	}
-	faults.arm("TaskDispatch", cut, func() {
-		if err := app.Unregister(t.Context()); err != nil {
-			t.Error(err)
-		}
-	})
+	gone := make(chan error, 1)
+	faults.arm("TaskDispatch", cut, func() { gone <- app.Unregister(context.WithoutCancel(t.Context())) })
 	c.let()
 	left := 0
 	for i, call := range calls {
@@ -476,6 +473,9 @@ func TestImmediateTasksThatGoTogetherHearOfTheLostLeaseOrAreLeftToWorkers(t *tes
 		case !errors.Is(d.err, appstatus.ErrLost):
 			t.Errorf("call %d: %+v, %v", i, d.Dispatched, d.err)
 		}
+	}
+	if err := <-gone; err != nil { // callers hear of the lease before the row is gone
+		t.Error(err)
 	}
 	h.wantRows("task", left)
 }
