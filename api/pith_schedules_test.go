@@ -1,7 +1,6 @@
 package api_test
 
 import (
-	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,7 +10,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -182,10 +180,7 @@ func (h *harness) whileOpen(tx pgx.Tx, r request) reply {
 	h.t.Helper()
 	done := make(chan reply, 1)
 	go func() { done <- h.send(r) }()
-	dbtest.Until(h.t, "the request waits for the transaction", func(ctx context.Context) (waits bool, err error) {
-		return waits, h.db.Direct.QueryRow(ctx,
-			"SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0").Scan(&waits)
-	})
+	h.db.UntilBlocked(h.t)
 	if err := tx.Commit(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}

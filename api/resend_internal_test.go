@@ -47,10 +47,7 @@ func underWay(t *testing.T, d *dbtest.DB, first func(pgx.Tx) error, again func()
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- again() }()
-	dbtest.Until(t, "a statement waits for another", func(ctx context.Context) (blocked bool, err error) {
-		const text = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)"
-		return blocked, tx.QueryRow(ctx, text).Scan(&blocked)
-	})
+	d.UntilBlocked(t)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -160,8 +160,10 @@ const (
 const (
 	// maxPageBytes is about how long a page of tasks may be; one of a single task may be longer.
 	maxPageBytes = 16 << 20
-	// tasksPerRead bounds what is in memory of which maxPageBytes does not know yet.
+	// tasksPerRead bounds what is in memory of which maxPageBytes does not know yet: the names of other objects.
 	tasksPerRead = 100
+	// bytesPerName is about what the href or PRN of an object takes.
+	bytesPerName = 80
 )
 
 // readTasks reads the tasks of a page in the order of their ids. It ends the page where they become too large: where results and
@@ -173,18 +175,18 @@ func (r *Request) readTasks(ctx context.Context, found *Found) (all []tasking.Ta
 	if err != nil {
 		return nil, err
 	}
-	sizeOf := map[string]int64{}
+	sizeOf := map[string]int{}
 	for _, row := range sizes {
-		sizeOf[uuid.UUID(row.ID.Bytes).String()] = row.Bytes
+		sizeOf[uuid.UUID(row.ID.Bytes).String()] = int(row.Bytes)
 	}
-	var sum int64
+	bytes := 0
 	for i, key := range found.Keys {
-		if sum += sizeOf[key]; sum > maxPageBytes && i > 0 {
+		if bytes += sizeOf[key]; bytes > maxPageBytes && i > 0 {
 			r.end(found, i)
 			break
 		}
 	}
-	bytes := 0
+	bytes = 0
 	for keys := range slices.Chunk(found.Keys, tasksPerRead) {
 		ids := make([]uuid.UUID, len(keys))
 		for i, key := range keys {
@@ -195,27 +197,16 @@ func (r *Request) readTasks(ctx context.Context, found *Found) (all []tasking.Ta
 			return nil, err
 		}
 		for _, t := range tasks {
-			if bytes += told(t); bytes > maxPageBytes && len(all) > 0 {
-				r.end(found, slices.Index(found.Keys, t.ID.String()))
+			key := t.ID.String()
+			bytes += sizeOf[key] + bytesPerName*(len(t.Children)+len(t.Created)+len(t.Reserved))
+			if bytes > maxPageBytes && len(all) > 0 {
+				r.end(found, slices.Index(found.Keys, key))
 				return all, nil
 			}
 			all = append(all, t)
 		}
 	}
 	return all, nil
-}
-
-// told is about how many bytes a task takes in a page, beside what all take.
-func told(t tasking.Task) int {
-	const href = 80
-	n := len(t.Result) + href*(len(t.Children)+len(t.Created)+len(t.Reserved))
-	if e := t.Error; e != nil {
-		n += len(e.Description) + len(e.Reason)
-		if e.Traceback != nil {
-			n += len(*e.Traceback)
-		}
-	}
-	return n
 }
 
 func (s *Server) listTasks(ctx context.Context, r *Request) (Reply, error) {

@@ -123,11 +123,14 @@ var ownedTasks = filling{"tasks of users, finished", func(ctx context.Context, p
 		return err
 	}
 	// They end as they would have, but in one statement.
-	_, err = p.Exec(ctx, `UPDATE task SET attempt = 1, started_at = clock_timestamp(), finished_at = clock_timestamp(),
+	done, err := p.Exec(ctx, `UPDATE task SET attempt = 1, started_at = clock_timestamp(), finished_at = clock_timestamp(),
 			state = (CASE WHEN t.place % $2 = 0 THEN 'failed' ELSE 'completed' END)::task_state,
 			error = CASE WHEN t.place % $2 = 0 THEN '{"reason": "as arranged"}'::json END
 		FROM (SELECT id, row_number() OVER (ORDER BY id) AS place FROM task ORDER BY id LIMIT (SELECT count(*) - $1 FROM task)) t
 		WHERE task.id = t.id`, waitingTasks, failedShare)
+	if err == nil && done.RowsAffected() != int64(n-waitingTasks) {
+		err = fmt.Errorf("%d of %d tasks have ended", done.RowsAffected(), n-waitingTasks)
+	}
 	return err
 }}
 

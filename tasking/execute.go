@@ -246,7 +246,7 @@ func (c *Client) finish(ctx context.Context, holder uuid.UUID, claim Claim, out 
 	return a.state, a.err
 }
 
-// maxErrorText is how many bytes of a description and of a traceback are kept.
+// maxErrorText is how many bytes of each text of an error are kept.
 const maxErrorText = 64 << 10
 
 // shortened is a text as far as it is kept.
@@ -257,7 +257,7 @@ func shortened(text string) string {
 	return fmt.Sprintf("%s… (%d bytes in all)", strings.ToValidUTF8(text[:maxErrorText], ""), len(text))
 }
 
-// EncodeError is an error as the database stores it: "" for none. Of a description and a traceback 64 KiB are kept each.
+// EncodeError is an error as the database stores it: "" for none. Of each text 64 KiB are kept.
 func EncodeError(e *Error) (string, error) {
 	if e == nil {
 		return "", nil

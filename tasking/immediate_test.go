@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 
 	appstatus "github.com/pithworks/pith/app_status"
-	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -334,10 +333,7 @@ func TestImmediateDispatchThatIsStuckEndsWithTheLease(t *testing.T) {
 		_, err := c.Dispatch(context.WithoutCancel(t.Context()), answers.Request(nil, taken))
 		ended <- err
 	}()
-	dbtest.Until(t, "it waits for the queue", func(ctx context.Context) (blocked bool, err error) {
-		const text = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)"
-		return blocked, tx.QueryRow(ctx, text).Scan(&blocked)
-	})
+	h.UntilBlocked(t)
 	if err := app.Unregister(t.Context()); err != nil { // its lease ends with it
 		t.Fatal(err)
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pithworks/pith/internal/dbtest"
 	"github.com/pithworks/pith/tasking"
 )
 
@@ -158,10 +157,7 @@ func TestChildOfADeletedUsersTaskBelongsToNobody(t *testing.T) {
 		_, err := h.Pool.Exec(t.Context(), "SELECT task_own(ARRAY[$1::uuid], $2::uuid, '{2}')", child, parent.ID)
 		owned <- err
 	}()
-	dbtest.Until(t, "it waits for the user to be gone", func(ctx context.Context) (blocked bool, err error) {
-		const text = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)"
-		return blocked, tx.QueryRow(ctx, text).Scan(&blocked)
-	})
+	h.UntilBlocked(t)
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}

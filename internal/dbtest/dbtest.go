@@ -398,3 +398,12 @@ func (o *testOutput) end() {
 	defer o.mu.Unlock()
 	o.ended = true
 }
+
+// UntilBlocked waits until a statement on the database of a test waits for a lock that another one holds.
+func (db *DB) UntilBlocked(t testing.TB) {
+	t.Helper()
+	Until(t, "a statement waits for another", func(ctx context.Context) (blocked bool, err error) {
+		const text = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0)"
+		return blocked, db.Direct.QueryRow(ctx, text).Scan(&blocked)
+	})
+}

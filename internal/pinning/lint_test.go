@@ -169,7 +169,7 @@ var senders = map[string]int{
 // senderFiles are the files outside of package db that have SQL of their own, and why.
 var senderFiles = map[string]string{
 	"api/list.go":                   "lists by the conditions that package filter makes of trusted parts",
-	"internal/dbtest/dbtest.go":     "makes and drops the tests' databases",
+	"internal/dbtest/dbtest.go":     "makes and drops the tests' databases, and tells who waits there",
 	"internal/dbtest/invariants.go": "checks the tests' databases",
 	"internal/demo/pooler.go":       "asks PgBouncer's console",
 	"internal/localpg/bouncer.go":   "asks PgBouncer's console",
